@@ -1,0 +1,64 @@
+"""Entire-space CTR/CVR models (ESMM) trained at the speed of the hardware.
+
+The names below are the public API; each is imported when it is first used, so that `import esmm_fast` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import optim as optim
+    from . import reference as reference
+    from ._library import set_isa as set_isa
+    from .batch import Batch as Batch
+    from .batch import Plan as Plan
+    from .dataset import Dataset as Dataset
+    from .dataset import prepare as prepare
+    from .embedding import EmbeddingBag as EmbeddingBag
+    from .embedding import EmbeddingTables as EmbeddingTables
+    from .logs import read_log as read_log
+    from .model import ESMM as ESMM
+    from .model import SplitLinear as SplitLinear
+    from .ops import product_loss as product_loss
+    from .schema import Field as Field
+    from .schema import Schema as Schema
+    from .train import evaluate as evaluate
+    from .train import fit as fit
+    from .vocabulary import Vocabulary as Vocabulary
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Batch": "batch",
+    "Dataset": "dataset",
+    "ESMM": "model",
+    "EmbeddingBag": "embedding",
+    "EmbeddingTables": "embedding",
+    "Field": "schema",
+    "Plan": "batch",
+    "Schema": "schema",
+    "SplitLinear": "model",
+    "Vocabulary": "vocabulary",
+    "evaluate": "train",
+    "fit": "train",
+    "prepare": "dataset",
+    "product_loss": "ops",
+    "read_log": "logs",
+    "set_isa": "_library",
+}
+_MODULES = ("ops", "optim", "reference")
+__all__ = sorted([*_HOME, *_MODULES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name in _HOME:
+        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

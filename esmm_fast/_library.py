@@ -1,0 +1,62 @@
+"""Finds and loads the compiled libraries; explains a failure with its likely causes."""
+
+import importlib.metadata
+from pathlib import Path
+
+import torch
+
+
+def _find(name: str) -> Path | None:
+    import esmm_fast
+
+    for (
+        folder
+    ) in esmm_fast.__path__:  # an editable install has two: the sources and the built files
+        path = Path(folder) / name
+        if path.exists():
+            return path
+    return None
+
+
+def _load(name: str) -> None:
+    path = _find(name)
+    torch_line = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
+    if path is None:
+        import esmm_fast
+
+        raise ImportError(
+            f"esmm_fast was imported from {list(esmm_fast.__path__)}, but {name} is not there. Likely causes:\n"
+            "  1. Python started in the source folder, which hides the installed package: start it elsewhere, or\n"
+            "     call `pytest` instead of `python -m pytest`.\n"
+            "  2. The package was copied instead of installed: run `pip install .`"
+        )
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        raise ImportError(
+            f"{path} could not be loaded with {torch_line}: {error}. Likely causes:\n"
+            "  1. torch is older than 2.10, the first with the stable ABI that esmm_fast is built on.\n"
+            "  2. The library was built for another platform or C++ runtime: `pip install --force-reinstall --no-deps .`\n"
+            "  3. A conda environment brings an older libstdc++ than the compiler that built it."
+        ) from error
+
+
+_load("libesmm_fast_cpu.so")
+
+cuda_unavailable: str | None = None
+"""Why the CUDA operators cannot be used, or None where they are loaded."""
+
+if torch.version.cuda is None:
+    cuda_unavailable = f"torch {torch.__version__} has no CUDA"
+elif _find("libesmm_fast_cuda.so") is None:
+    cuda_unavailable = "esmm_fast was built without CUDA (ESMM_FAST_CUDA=ON needs nvcc)"
+else:
+    try:
+        _load("libesmm_fast_cuda.so")
+    except ImportError as error:
+        cuda_unavailable = str(error)
+
+
+def version() -> str:
+    """Returns the installed version of the package."""
+    return importlib.metadata.version("esmm_fast")

@@ -1,0 +1,7 @@
+"""The operators in plain PyTorch, one file per stem: the specification, and the version to read first."""
+
+from .batch_plan import batch_plan
+from .pooled_embedding import pooled_embedding
+from .product_loss import product_loss
+
+__all__ = ["batch_plan", "pooled_embedding", "product_loss"]

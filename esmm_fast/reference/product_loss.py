@@ -1,0 +1,23 @@
+"""The entire-space chain's loss in plain PyTorch: the specification of ops.product_loss."""
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+def product_loss(
+    logits: Tensor,  # [B, K]
+    labels: Tensor,  # [B, K]
+    impression_weights: Tensor | None = None,  # [B]
+    reduction: str = "mean",
+) -> Tensor:
+    """Returns sum_k BCE(t_k, P_k) with P_k = sigma(a_1)...sigma(a_k). Source: ESMM, Eq. 3 (K = 2)."""
+    log_p = logsigmoid(logits).cumsum(1)
+    p = logits.sigmoid().cumprod(1)
+    p_before = p.roll(1, 1).index_fill(1, logits.new_zeros(1).long(), 1.0)
+    log_not_p = (p_before * (-logits).sigmoid()).cumsum(1).log()
+    loss = -(labels * log_p + (1 - labels) * log_not_p).sum(1)
+    weights = loss.new_ones(loss.shape) if impression_weights is None else impression_weights
+    loss = loss * weights
+    if reduction == "none":
+        return loss
+    return loss.sum() / weights.sum() if reduction == "mean" else loss.sum()

@@ -1,0 +1,143 @@
+"""Field and Schema: what a line of a log means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Side = Literal["common", "impression"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One feature field of the log.
+
+    Args:
+        name: The field as the log spells it, e.g. ``"109_14"``.
+        side: ``"common"`` for fields of the common row (pooled once per common row), ``"impression"`` otherwise.
+        table: Name of the embedding table; fields with the same name share it. None means a table of its own.
+        dim: Embedding dimension; None means the model's.
+        weighted: Occurrences carry a value that multiplies the embedding.
+        multi: A bag can hold several occurrences (stored as a list, otherwise as a nullable scalar).
+        rows: Rows of the table, row 0 (unknown) included; None until a vocabulary gives it.
+    """
+
+    name: str
+    side: Side = "impression"
+    table: str | None = None
+    dim: int | None = None
+    weighted: bool = False
+    multi: bool = False
+    rows: int | None = None
+
+    @property
+    def table_name(self) -> str:
+        return self.table or self.name
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The fields of a log, its K ordered stage labels, and what else an impression carries.
+
+    Args:
+        fields: Every field; the order inside each side is the order of the bags.
+        labels: Names of the K stage labels, first stage first.
+        dense: Number of dense float features per impression.
+        weight: Name of the per-impression weight column, if any.
+        extra: Columns that are passed through.
+    """
+
+    fields: tuple[Field, ...]
+    labels: tuple[str, ...] = ("click", "conversion")
+    dense: int = 0
+    weight: str | None = None
+    extra: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [f.name for f in self.fields]
+        if duplicate := {n for n in names if names.count(n) > 1}:
+            raise ValueError(f"fields: every name once, got {sorted(duplicate)} more than once")
+
+    @property
+    def common(self) -> tuple[Field, ...]:
+        """The fields of the common rows, in bag order."""
+        return tuple(f for f in self.fields if f.side == "common")
+
+    @property
+    def impression(self) -> tuple[Field, ...]:
+        """The fields of the impressions, in bag order."""
+        return tuple(f for f in self.fields if f.side == "impression")
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Table names in the order of their first field, common fields first."""
+        return tuple(dict.fromkeys(f.table_name for f in (*self.common, *self.impression)))
+
+    @property
+    def table_rows(self) -> dict[str, int]:
+        """Rows of each table, in the order of `tables`."""
+        rows: dict[str, int] = {}
+        for field in (*self.common, *self.impression):
+            if field.rows is None:
+                raise ValueError(
+                    f"field {field.name!r} has no table rows yet: take a vocabulary's schema "
+                    "(Vocabulary.sized(schema)) or give Field(..., rows=...)"
+                )
+            if rows.setdefault(field.table_name, field.rows) != field.rows:
+                raise ValueError(
+                    f"table {field.table_name!r}: expected one number of rows from all its fields, "
+                    f"got {rows[field.table_name]} and {field.rows}"
+                )
+        return rows
+
+    @property
+    def row_bases(self) -> dict[str, int]:
+        """First row of each table in the joint row space: the tables one after the other, in the order of `tables`."""
+        bases, base = {}, 0
+        for table, rows in self.table_rows.items():
+            bases[table] = base
+            base += rows
+        return bases
+
+    def with_rows(self, rows: Mapping[str, int]) -> Schema:
+        """Returns this schema with `rows[table]` written into every field."""
+        return replace(self, fields=tuple(replace(f, rows=rows[f.table_name]) for f in self.fields))
+
+    @staticmethod
+    def of(fields: Schema | Mapping[str, int] | Iterable[Field]) -> Schema:
+        """Returns a schema from one, from fields, or from ``{name: table rows}`` (all on the impression side)."""
+        if isinstance(fields, Schema):
+            return fields
+        if isinstance(fields, Mapping):
+            return Schema(tuple(Field(n, multi=True, rows=r) for n, r in fields.items()))
+        return Schema(tuple(fields))
+
+
+_COMMON = (
+    "101",
+    "109_14",
+    "110_14",
+    "127_14",
+    "150_14",
+    "121",
+    "122",
+    "124",
+    "125",
+    "126",
+    "127",
+    "128",
+    "129",
+)
+_IMPRESSION = ("205", "206", "207", "210", "216", "508", "509", "702", "853", "301")
+_MULTI = {"109_14", "110_14", "127_14", "150_14", "210", "853"}
+_WEIGHTED = {"109_14", "110_14", "127_14", "150_14", "508", "509", "702", "853"}
+
+ALI_CCP = Schema(
+    tuple(
+        Field(name, side, multi=name in _MULTI, weighted=name in _WEIGHTED)
+        for side, names in (("common", _COMMON), ("impression", _IMPRESSION))
+        for name in names
+    )  # type: ignore[arg-type]
+)
+"""The 23 fields of the Ali-CCP log: 13 of the common rows, 10 of the impressions."""
