@@ -1,0 +1,159 @@
+"""Settings of a training run: defaults, a YAML file, and options that override it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import msgspec
+
+Labels = Literal["and", "drop", "raw"]
+TableOptimizer = Literal["lazy_adam", "adam"]
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a network and its training depend on besides the data.
+
+    From the paper: `dim`, `hidden`, `betas` and `eps` of Adam. The paper leaves open the batch
+    size, the learning rate, the epochs and the initialization: those defaults are this package's.
+    `table_optimizer` "lazy_adam" updates the rows a batch touches and is a deviation from the
+    paper's Adam; "adam" is the dense one, which moves every row at every step.
+    """
+
+    dim: int = 18
+    """Embedding dimension D of every table."""
+    hidden: tuple[int, ...] = (360, 200, 80)
+    """Widths of the hidden layers of a tower."""
+    init_std: float = 0.01
+    """Standard deviation of the tables' normal initialization."""
+    min_count: int = 1
+    """Occurrences in the training set from which a feature id gets a row of its own."""
+    batch_size: int = 1024
+    """Impressions per step."""
+    group_limit: int | None = None
+    """Impressions of one common row that stay together when shuffled; null: all of them."""
+    labels: Labels = "and"
+    """What a conversion without a click means in training: no conversion, left out, conversion."""
+    epochs: int = 1
+    """Passes over the training set."""
+    lr: float = 1e-3
+    """Learning rate of the tables and of the towers."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    table_optimizer: TableOptimizer = "lazy_adam"
+    evaluation_batch_size: int = 8192
+    """Impressions per batch of an evaluation; does not change its result."""
+    seed: int = 0
+    """Seeds the initialization and the order of the impressions."""
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "min_count", "batch_size", "epochs", "evaluation_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.group_limit is not None and self.group_limit < 1:
+            raise ValueError(f"group_limit: expected at least 1 or null, got {self.group_limit}")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden: expected widths of at least 1, got {list(self.hidden)}")
+        if not self.lr > 0:
+            raise ValueError(f"lr: expected a number above 0, got {self.lr}")
+        if not self.init_std >= 0:
+            raise ValueError(f"init_std: expected a number of at least 0, got {self.init_std}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: expected 0 <= seed < 2**63, got {self.seed}")
+
+
+class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What `esmm-fast train` was asked for; saved resolved as RUN/config.yaml."""
+
+    train: str
+    """Dataset directory that is trained on."""
+    valid: str | None = None
+    """Dataset directory that is evaluated after each epoch."""
+    method: str = "esmm"
+    settings: Settings = Settings()
+
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Returns the mapping of a YAML file.
+
+    Raises:
+        ValueError: Where it is no YAML, or no mapping at its top.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise ValueError(f"{path}:{line}: not YAML: {error.problem}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a mapping at the top, got {type(content).__name__}")
+    return content
+
+
+def resolve(
+    kind: type[T], content: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> T:
+    """Returns `kind` made of `content`, with the overrides that are not None, and checked.
+
+    A key of `overrides` can reach into a nested struct with a dot.
+
+    Raises:
+        ValueError: Naming the key, what was expected and what came; for an unknown key with the
+            nearest valid one.
+
+    >>> resolve(RunConfig, {"train": "data"}, {"settings.lr": 0.01}).settings.lr
+    0.01
+    >>> resolve(RunConfig, {"train": "data", "methid": "base"})
+    Traceback (most recent call last):
+    ValueError: methid: unknown key; did you mean 'method'?
+    """
+    merged = msgspec.to_builtins(content)
+    for key, value in (overrides or {}).items():
+        if value is None:
+            continue
+        *parents, last = key.split(".")
+        at = merged
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        at[last] = value
+    try:
+        # Not strict: YAML 1.1 reads 1e-3, without a point, as a string.
+        return msgspec.convert(merged, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError(_explained(kind, str(error))) from error
+
+
+def save(config: msgspec.Struct, path: str | Path) -> None:
+    """Writes a config as YAML, every default spelled out."""
+    import yaml
+
+    content = yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False, allow_unicode=True)
+    Path(path).write_text(content, encoding="utf-8")
+
+
+def _explained(kind: type[msgspec.Struct], message: str) -> str:
+    """Returns msgspec's message with the key first, and for an unknown key the nearest one."""
+    reason, _, place = message.partition(" - at ")
+    keys = [key for key in re.split(r"[.`$]+", place) if key]
+    inner: Any = kind
+    for key in keys:
+        fields = msgspec.structs.fields(inner) if hasattr(inner, "__struct_fields__") else ()
+        inner = next((field.type for field in fields if field.name == key), None)
+    if reason.startswith("Invalid enum value") and get_args(inner):
+        reason += f"; expected one of {', '.join(map(str, get_args(inner)))}"
+    if unknown := re.search(r"contains unknown field `(.+)`", reason):
+        kind = inner
+        names = [field.name for field in msgspec.structs.fields(kind)]
+        near = difflib.get_close_matches(unknown[1], names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(names)}"
+        return f"{'.'.join([*keys, unknown[1]])}: unknown key; {hint}"
+    return f"{'.'.join(keys)}: {reason}" if keys else reason

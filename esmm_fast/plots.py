@@ -1,0 +1,296 @@
+"""The figures of the report, drawn by matplotlib as SVG text that stands inside the page."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+COLOURS = ("#d9822b", "#2f6fde", "#1f9d76", "#9b51c4", "#d1487f", "#6b7a1e", "#8a5a3c")
+"""One for each method, in the order of the comparison."""
+TRUTH = "#7b8794"
+INK, FAINT, GRID = "#1f2933", "#52606d", "#e4e7eb"
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "esmm_fast",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": "#cbd2d9",
+    "axes.labelcolor": FAINT,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+Methods = Mapping[str, Mapping[str, Any]]
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """Returns a colour for each name."""
+    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+
+
+def selection_bias(methods: Methods) -> str:
+    """Returns true against predicted pCVR, clicked and unclicked impressions side by side."""
+    panels = {
+        space: {
+            name: (
+                m["curves"]["truth"][space]["predicted"],
+                m["curves"]["truth"][space]["observed"],
+            )
+            for name, m in methods.items()
+            if space in m["curves"].get("truth", {})
+        }
+        for space in ("clicked", "unclicked")
+    }
+    return _calibration_panels(
+        methods,
+        {
+            "Clicked impressions: what training labels show": panels["clicked"],
+            "Unclicked impressions: nobody's labels": panels["unclicked"],
+        },
+        "true pCVR, mean of the bin",
+    )
+
+
+def calibration(methods: Methods) -> str:
+    """Returns observed rate against prediction: pCVR on clicked, pCTCVR on all impressions."""
+    titles = {"cvr": "pCVR, clicked impressions", "ctcvr": "pCTCVR, all impressions"}
+    return _calibration_panels(
+        methods,
+        {
+            title: {
+                name: (
+                    m["curves"]["calibration"][task]["predicted"],
+                    m["curves"]["calibration"][task]["observed"],
+                )
+                for name, m in methods.items()
+            }
+            for task, title in titles.items()
+        },
+        "observed rate of the bin",
+    )
+
+
+def roc(methods: Methods) -> str:
+    """Returns the ROC curves of both tasks."""
+    titles = {"cvr": "CVR: clicked impressions", "ctcvr": "CTCVR: all impressions"}
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(len(titles), 4.1)
+        for axis, (task, title) in zip(axes, titles.items(), strict=True):
+            axis.plot([0, 1], [0, 1], color=TRUTH, linewidth=1, dashes=(4, 3))
+            for name, colour in colours(methods).items():
+                curve = methods[name]["curves"]["roc"][task]
+                axis.plot(
+                    curve["false_positive_rate"],
+                    curve["true_positive_rate"],
+                    color=colour,
+                    label=methods[name]["title"],
+                )
+            axis.set(title=title, xlabel="false positive rate", ylabel="true positive rate")
+            axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+            axis.legend(loc="lower right")
+        return _svg(figure)
+
+
+def dots(methods: Methods, places: Mapping[str, str]) -> str:
+    """Returns one panel per metric: a dot for each run, and mean with deviation of each method.
+
+    Args:
+        methods: With `runs` and `summary`.
+        places: Title of the panel -> place of the metric in a run, an AUC.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(len(places), 1.1 + 0.42 * len(methods))
+        for axis, (title, place) in zip(axes, places.items(), strict=True):
+            for y, (name, colour) in enumerate(colours(methods).items()):
+                values = [v * 100 for v in values_at(methods[name]["runs"], place)]
+                axis.plot(values, [y] * len(values), "o", color=colour, alpha=0.35, markersize=5)
+                summary = methods[name]["summary"].get(place, {})
+                if summary.get("mean") is not None:
+                    axis.errorbar(
+                        summary["mean"] * 100,
+                        y,
+                        xerr=(summary["std"] or 0) * 100,
+                        fmt="o",
+                        color=colour,
+                        markersize=8,
+                        markeredgecolor="white",
+                        elinewidth=2,
+                    )
+            axis.set(title=title, xlabel="AUC, %", ylim=(len(methods) - 0.4, -0.6))
+            axis.set_yticks(range(len(methods)), [m["title"] for m in methods.values()])
+            axis.grid(axis="y", visible=False)
+            axis.margins(x=0.15)
+        return _svg(figure)
+
+
+def distribution(methods: Methods) -> str:
+    """Returns how predicted and true pCVR are distributed, clicked and unclicked side by side."""
+    first = next(iter(methods.values()))["curves"]
+    edges = 10 ** np.asarray(first["distribution"]["log10_edges"])
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(2, 3.3, sharey=True)
+        low, high = 1.0, 1e-6
+        for axis, space in zip(axes, ("clicked", "unclicked"), strict=True):
+            if space in first.get("truth", {}):
+                shares = first["truth"][space]["shares_true"]
+                axis.stairs(shares, edges, fill=True, color=TRUTH, alpha=0.28, label="true pCVR")
+            for name, colour in colours(methods).items():
+                shares = np.asarray(methods[name]["curves"]["distribution"][space])
+                axis.stairs(shares, edges, color=colour, linewidth=2, label=methods[name]["title"])
+                used = np.flatnonzero(shares > 1e-4)
+                if len(used):
+                    low, high = min(low, edges[used[0]]), max(high, edges[used[-1] + 1])
+            axis.set(title=f"{space.capitalize()} impressions", xscale="log", xlabel="pCVR")
+            axis.set_ylim(bottom=0)
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0%}"))
+            axis.legend(loc="upper left")
+        for axis in axes:
+            axis.set_xlim(low / 1.5, min(high * 1.5, 1))
+            _plain_log(axis.xaxis)
+        axes[0].set_ylabel("share of impressions")
+        return _svg(figure)
+
+
+def losses(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Returns the training loss of each network over the impressions it has seen, a panel each.
+
+    Args:
+        curves: Title -> {"impressions": [...], "loss": [...]}.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(len(curves), 2.7)
+        for axis, (title, curve), colour in zip(
+            axes, curves.items(), ("#52606d", *COLOURS)[-len(curves) :], strict=False
+        ):
+            axis.plot(curve["impressions"], curve["loss"], color=colour, linewidth=1.7)
+            axis.set(title=title, xlabel="impressions seen")
+            axis.set_xlim(left=0)
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
+            axis.locator_params(nbins=5)
+        axes[0].set_ylabel("loss, mean per impression")
+        return _svg(figure)
+
+
+def short(value: float) -> str:
+    """Returns a large number in few characters.
+
+    >>> short(950), short(42_300_135), short(200_000)
+    ('950', '42.3M', '200k')
+    """
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.4g}"
+
+
+def values_at(runs: Sequence[Mapping[str, Any]], place: str) -> list[float]:
+    """Returns the numbers at a dotted place of each run that has one there."""
+    found = []
+    for run in runs:
+        value: Any = run
+        for key in place.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value is not None:
+            found.append(float(value))
+    return found
+
+
+def _calibration_panels(
+    methods: Methods, panels: Mapping[str, Mapping[str, Any]], ylabel: str
+) -> str:
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(len(panels), 4.1)
+        for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+            drawn = []
+            for name, colour in colours(methods).items():
+                if name not in curves:
+                    continue
+                x, y = (np.asarray(values, float) for values in curves[name])
+                kept = (x > 0) & (y > 0)
+                axis.plot(
+                    x[kept],
+                    y[kept],
+                    "o-",
+                    color=colour,
+                    markersize=4.5,
+                    markeredgecolor="white",
+                    markeredgewidth=0.7,
+                    label=methods[name]["title"],
+                )
+                drawn += [x[kept], y[kept]]
+            values = np.concatenate(drawn) if drawn else np.array([0.01, 1])
+            values = values if len(values) else np.array([0.01, 1])
+            low, high = values.min() / 1.4, values.max() * 1.4
+            axis.plot([low, high], [low, high], color=TRUTH, linewidth=1, dashes=(4, 3), zorder=1)
+            axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+            axis.set(title=title, xlabel="prediction, mean of the bin", ylabel=ylabel)
+            axis.set_aspect("equal")
+            axis.annotate(
+                "prediction too high",
+                (0.97, 0.03),
+                xycoords="axes fraction",
+                ha="right",
+                color=TRUTH,
+                fontsize=8.5,
+            )
+            axis.legend(loc="upper left")
+            _plain_log(axis.xaxis)
+            _plain_log(axis.yaxis)
+        return _svg(figure)
+
+
+def _plain_log(axis: Any) -> None:
+    """Labels a logarithmic axis 0.01, 0.02, 0.05, 0.1 instead of by powers."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _figure(panels: int, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(9.6, height), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False, **options)[0]
+    figure.get_layout_engine().set(w_pad=0.12, wspace=0.03)  # type: ignore[union-attr, call-arg]
+    return figure, list(axes)
+
+
+def _svg(figure: Figure) -> str:
+    """Returns the figure as an <svg> element that scales with its place."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return re.sub(
+        r'<svg([^>]*?) width="[^"]*pt"',
+        r"<svg\1",
+        re.sub(r' height="[\d.]+pt"', "", svg, count=1),
+        count=1,
+    )
