@@ -210,6 +210,14 @@ def curves_of(predictions: Predictions, truth: Truth | None) -> dict[str, Any]:
     return result
 
 
+def synthetic_parameters(truth: str | Path | None) -> dict[str, Any] | None:
+    """Returns the parameters of the synthetic log whose truth this is, if they lie beside it."""
+    if truth is None:
+        return None
+    path = Path(truth).parent / "synth.json"
+    return msgspec.json.decode(path.read_bytes()) if path.is_file() else {}
+
+
 def machine() -> dict[str, Any]:
     """Returns what the times depend on."""
     return {
@@ -217,7 +225,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
     }
 
 

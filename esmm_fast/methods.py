@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .batch import Batch
 from .config import Settings
 from .dataset import Dataset
-from .model import ESMM, EntireSpaceChain
+from .model import ESMM, ChainOutput, EntireSpaceChain
 from .schema import Schema
 from .train import History, Predictions, Step, default_optimizers, fit, predict
 from .vocabulary import Vocabulary
@@ -41,11 +41,48 @@ def clicked(train: Dataset, context: Context) -> Dataset:
     return train.select(train.labels("and")[:, 0] == 1)
 
 
-def _chain(stages: tuple[str, ...], label_columns: tuple[int, ...]) -> Callable[..., nn.Module]:
-    def build(schema: Schema, **options: Any) -> nn.Module:
-        return EntireSpaceChain(schema, stages=stages, label_columns=label_columns, **options)
+class CTROutput(ChainOutput):
+    """What `CTRNetwork` returns."""
 
-    return build
+    __slots__ = ()
+
+    @property
+    def pctr(self) -> Tensor:
+        """P(click), [B]."""
+        return self.logits[:, 0].sigmoid()
+
+
+class CTRNetwork(EntireSpaceChain):
+    """The network of one task, p(click | impression); the arguments are those of `ESMM`."""
+
+    def __init__(self, fields: Any, **options: Any) -> None:
+        super().__init__(fields, ("ctr",), ("click",), **options)
+
+    def forward(self, batch: Batch) -> CTROutput:
+        """Returns logit and probability for each impression of the batch."""
+        return CTROutput(self._logits(batch))
+
+
+class CVROutput(ChainOutput):
+    """What `CVRNetwork` returns."""
+
+    __slots__ = ()
+
+    @property
+    def pcvr(self) -> Tensor:
+        """P(conversion | click), [B]."""
+        return self.logits[:, 0].sigmoid()
+
+
+class CVRNetwork(EntireSpaceChain):
+    """The network of one task, p(conversion | click), for batches of clicked impressions."""
+
+    def __init__(self, fields: Any, **options: Any) -> None:
+        super().__init__(fields, ("cvr",), ("conversion",), **options)
+
+    def forward(self, batch: Batch) -> CVROutput:
+        """Returns logit and probability for each impression of the batch."""
+        return CVROutput(self._logits(batch))
 
 
 @dataclass(frozen=True)
@@ -115,7 +152,7 @@ CTR = Method(
     formula="minimize BCE(click, pCTR) over all impressions",
     source=f"{_PAPER}, section 3.2",
     target="p(click | impression)",
-    networks={"ctr": Network(_chain(("ctr",), (0,)))},
+    networks={"ctr": Network(CTRNetwork)},
 )
 """The separately trained network whose pCTR the protocol multiplies with every method's pCVR."""
 
@@ -128,7 +165,7 @@ BASE = Method(
         "p(conversion | impression, click) as clicked impressions show it; it is used on all "
         "impressions, most of which are unlike those it was trained on (sample selection bias)"
     ),
-    networks={"cvr": Network(_chain(("cvr",), (1,)), clicked)},
+    networks={"cvr": Network(CVRNetwork, clicked)},
 )
 """The CVR network trained on clicked impressions alone."""
 

@@ -102,7 +102,7 @@ def roc(methods: Methods) -> str:
     """Returns the ROC curves of both tasks."""
     titles = {"cvr": "CVR: clicked impressions", "ctcvr": "CTCVR: all impressions"}
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(len(titles), 4.1)
+        figure, axes = _figure(len(titles), 4.7)
         for axis, (task, title) in zip(axes, titles.items(), strict=True):
             axis.plot([0, 1], [0, 1], color=TRUTH, linewidth=1, dashes=(4, 3))
             for name, colour in colours(methods).items():
@@ -188,7 +188,7 @@ def losses(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(len(curves), 2.7)
         for axis, (title, curve), colour in zip(
-            axes, curves.items(), ("#52606d", *COLOURS)[-len(curves) :], strict=False
+            axes, curves.items(), (FAINT, *COLOURS), strict=False
         ):
             axis.plot(curve["impressions"], curve["loss"], color=colour, linewidth=1.7)
             axis.set(title=title, xlabel="impressions seen")
@@ -227,7 +227,7 @@ def _calibration_panels(
     methods: Methods, panels: Mapping[str, Mapping[str, Any]], ylabel: str
 ) -> str:
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(len(panels), 4.1)
+        figure, axes = _figure(len(panels), 4.7)
         for axis, (title, curves) in zip(axes, panels.items(), strict=True):
             drawn = []
             for name, colour in colours(methods).items():
@@ -268,8 +268,12 @@ def _calibration_panels(
 
 
 def _plain_log(axis: Any) -> None:
-    """Labels a logarithmic axis 0.01, 0.02, 0.05, 0.1 instead of by powers."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    """Labels a logarithmic axis 0.01, 0.1 and, where there is room, between them."""
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low)
+    axis.set_major_locator(
+        LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3) if decades < 3 else (1,))
+    )
     axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     axis.set_minor_formatter(NullFormatter())
 

@@ -1,0 +1,371 @@
+"""The esmm-fast command: parses options and calls the rest, which is imported when it is needed."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from . import __version__
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_EXISTING = click.Path(exists=True, path_type=Path)
+_PATH = click.Path(path_type=Path)
+_RATE = click.FloatRange(0, 1, min_open=True, max_open=True)
+_COUNT = click.IntRange(min=1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="esmm-fast")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def cli() -> None:
+    """Entire-space CTR/CVR models, from the raw log to the report.
+
+    LOGDIR: the four files of a raw log. DATASET: what `prepare` makes of one half of it. RUN: what
+    `train` makes. --debug can stand anywhere.
+    """
+
+
+@cli.command()
+@click.option("--out", type=_PATH, default=Path("quickstart"), show_default=True)
+@click.option("--impressions", type=_COUNT, default=200_000, show_default=True)
+@click.option("--test-impressions", type=_COUNT, help="Default: half of --impressions.")
+@click.option("--ctr", type=_RATE, default=0.1, show_default=True, help="Published: 0.0389.")
+@click.option("--cvr", type=_RATE, default=0.1, show_default=True, help="Published: 0.00535.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def quickstart(out: Path, **options: Any) -> None:
+    """Make a log, prepare it, compare BASE and ESMM on it, and write the report.
+
+    The rates are raised, so that a small log holds enough conversions to tell methods apart. The
+    last line is the report's path.
+    """
+    from .quickstart import quickstart as run
+
+    path = run(out, **options, progress=_progress(), say=click.echo)
+    click.echo(f"\n{path.resolve()}")
+
+
+@cli.command()
+@click.argument("out", type=_PATH)
+@click.option("--impressions", type=_COUNT, required=True, help="Of the training half.")
+@click.option("--test-impressions", type=_COUNT, help="Default: as in the public log.")
+@click.option("--ctr", type=_RATE, help="Mean P(click). Default: as published, 0.0389.")
+@click.option("--cvr", type=_RATE, help="Mean P(conversion | click). Default: 0.00535.")
+@click.option("--seed", type=click.IntRange(min=0), required=True)
+@click.option("--threads", type=_COUNT, help="Does not change a byte of the result.")
+def synth(out: Path, **options: Any) -> None:
+    """Write a log of the exact format into OUT, with its true pCTR and pCVR beside it."""
+    from .synth import synth as run
+
+    run(out, **_given(options), progress=_progress())
+    click.echo(out)
+
+
+@cli.command()
+@click.argument("logdir", type=_EXISTING, required=False)
+@click.option("--skeleton", type=_EXISTING, multiple=True, help="Instead of LOGDIR; repeatable.")
+@click.option("--common", type=_EXISTING, multiple=True, help="The common rows of --skeleton.")
+@click.option("--out", type=_PATH, help="LOGDIR: OUT/train and OUT/test; --skeleton: the dataset.")
+@click.option("--threads", type=_COUNT)
+@click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
+@click.option("--rejects", type=_PATH, help="Receives the lines that --on-error skip leaves out.")
+@click.option("--check", is_flag=True, help="Read everything, list the anomalies, write nothing.")
+def prepare(
+    logdir: Path | None, skeleton: tuple[Path, ...], out: Path | None, check: bool, **options: Any
+) -> None:
+    """Turn a raw log into datasets."""
+    if (logdir is None) == (not skeleton):
+        raise click.UsageError("expected LOGDIR or --skeleton, one of them")
+    if out is None and not check:
+        raise click.UsageError("expected --out (only --check writes nothing)")
+    from .dataset import prepare as run
+
+    result = run(
+        logdir, out=out, skeleton=skeleton, check=check, **_given(options), progress=_progress()
+    )
+    if check and result is not None:
+        _echo_mapping(result)
+    elif out is not None:
+        click.echo(out)
+
+
+@cli.command()
+@click.argument("dataset", type=_EXISTING)
+@click.option("--json", "as_json", is_flag=True)
+@click.option("--verify", is_flag=True, help="Also check the files against their checksums.")
+def info(dataset: Path, as_json: bool, verify: bool) -> None:
+    """Say what a dataset holds: rows, labels, fields, anomalies."""
+    from .dataset import Dataset
+
+    facts = Dataset(dataset).info(verify=verify)
+    if as_json:
+        _echo_json(facts)
+    else:
+        _echo_mapping(facts)
+
+
+@cli.command()
+@click.argument("dataset", type=_EXISTING)
+@click.option("-n", type=_COUNT, default=5, show_default=True)
+def head(dataset: Path, n: int) -> None:
+    """Print the first impressions of a dataset."""
+    from .dataset import Dataset
+
+    click.echo(Dataset(dataset).head(n))
+
+
+@cli.command()
+@click.argument("dataset", type=_EXISTING)
+@click.option("--out", type=_PATH, required=True)
+def dump(dataset: Path, out: Path) -> None:
+    """Write a dataset back as sample_skeleton.csv and common_features.csv."""
+    from .dataset import Dataset
+
+    Dataset(dataset).dump(out)
+    click.echo(out)
+
+
+def _widths(context: click.Context, option: click.Parameter, value: str | None) -> Any:
+    if value is None:
+        return None
+    try:
+        return [int(width) for width in value.split(",")]
+    except ValueError:
+        raise click.BadParameter(f"expected widths like 360,200,80, got {value!r}") from None
+
+
+def _settings_options(command: Command) -> Command:
+    """Adds the options of `config.Settings`; one that is not given leaves its setting alone."""
+    options = [
+        click.option("--epochs", type=_COUNT),
+        click.option("--batch-size", type=_COUNT),
+        click.option("--lr", type=float, help="Learning rate of tables and towers."),
+        click.option("--dim", type=_COUNT, help="Embedding dimension."),
+        click.option("--hidden", callback=_widths, help="Hidden layers, e.g. 360,200,80."),
+        click.option("--init-std", type=float),
+        click.option("--min-count", type=_COUNT, help="Of a feature id, to get a row of its own."),
+        click.option("--group-limit", type=_COUNT, help="Neighbours kept together in shuffling."),
+        click.option("--labels", type=click.Choice(["and", "drop", "raw"])),
+        click.option("--table-optimizer", type=click.Choice(["lazy_adam", "adam"])),
+        click.option("--seed", type=click.IntRange(min=0)),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.option("--train", "train_set", type=_EXISTING, help="Dataset to train on.")
+@click.option("--valid", type=_EXISTING, help="Dataset to evaluate after each epoch.")
+@click.option("--config", "config_file", type=_EXISTING, help="YAML; options override it.")
+@click.option("--method", help="esmm (default), base or ctr.")
+@click.option("--out", type=_PATH, required=True, help="RUN; must not exist.")
+@_settings_options
+def train(
+    train_set: Path | None,
+    valid: Path | None,
+    config_file: Path | None,
+    method: str | None,
+    out: Path,
+    **settings: Any,
+) -> None:
+    """Train one method on a dataset."""
+    from . import config
+
+    given = {"train": _text(train_set), "valid": _text(valid), "method": method}
+    given |= {f"settings.{name}": value for name, value in settings.items()}
+    content = config.load(config_file) if config_file else {}
+    if not (given["train"] or content.get("train")):
+        raise click.UsageError("expected --train, or a --config with train in it")
+    resolved = config.resolve(config.RunConfig, content, given)
+
+    from . import report, runs
+
+    results = runs.train(resolved, out, progress=_progress())
+    report.write(results, out / "report.html")
+    for name, network in results["networks"].items():
+        click.echo(
+            f"{name}: {network['steps']:,} steps, {network['impressions']:,} impressions "
+            f"in {network['seconds']:.1f} s"
+        )
+    if "valid" in results:
+        _echo_metrics(results["valid"])
+    click.echo(out / "report.html")
+
+
+@cli.command()
+@click.argument("run", type=_EXISTING)
+@click.argument("dataset", type=_EXISTING)
+@click.option("--truth", type=_EXISTING, help="Parquet file with sample_id, pctr and pcvr.")
+@click.option("--json", "as_json", is_flag=True)
+def evaluate(run: Path, dataset: Path, truth: Path | None, as_json: bool) -> None:
+    """Evaluate a run on a dataset: CTR on all, CVR on clicked, CTCVR on all impressions."""
+    from .dataset import Dataset
+    from .runs import Run
+    from .train import Truth
+
+    loaded = Run.load(run)
+    known = None if truth is None else Truth.load(truth)
+    result = loaded.evaluate(Dataset(dataset), known, progress=_progress())
+    if as_json:
+        _echo_json(result)
+    else:
+        _echo_metrics(result)
+
+
+@cli.command()
+@click.option("--train", "train_set", type=_EXISTING, required=True, help="Dataset.")
+@click.option("--test", "test_set", type=_EXISTING, required=True, help="Dataset.")
+@click.option("--methods", default="base,esmm", show_default=True, help="Names, or: all.")
+@click.option("--repeats", type=_COUNT, default=10, show_default=True)
+@click.option("--truth", type=_EXISTING, help="Truth of the test set, where it is synthetic.")
+@click.option("--out", type=_PATH, required=True, help="Must not exist.")
+@_settings_options
+def compare(
+    train_set: Path,
+    test_set: Path,
+    methods: str,
+    repeats: int,
+    truth: Path | None,
+    out: Path,
+    **settings: Any,
+) -> None:
+    """Compare methods on a training and a test set by the paper's protocol."""
+    if out.exists():
+        raise FileExistsError(f"{out}: expected nothing there yet, but it exists")
+    from . import config, experiment, report
+    from .dataset import Dataset
+    from .methods import METHODS
+    from .train import Truth
+
+    results = experiment.compare(
+        Dataset(train_set),
+        Dataset(test_set),
+        list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")],
+        repeats=repeats,
+        settings=config.resolve(config.Settings, {}, settings),
+        truth=None if truth is None else Truth.load(truth),
+        progress=_progress(),
+        say=click.echo,
+    )
+    results["synthetic"] = experiment.synthetic_parameters(truth)
+    out.mkdir(parents=True)
+    experiment.write(results, out)
+    click.echo(f"\n{experiment.markdown(results)}")
+    click.echo(report.write(results, out / "report.html"))
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs the command and exits: 0 done, 1 failure, 2 usage, 130 and 143 after a signal."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in arguments
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        cli.main(
+            [a for a in arguments if a != "--debug"], prog_name="esmm-fast", standalone_mode=False
+        )
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        click.echo(f"Error: {_readable(error)}", err=True)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def _terminate(signal_number: int, frame: object) -> NoReturn:
+    sys.exit(128 + signal_number)
+
+
+def _readable(error: Exception) -> str:
+    """Returns an error as one line; one that was not foreseen with its kind and a hint."""
+    message = str(error).strip()
+    if isinstance(error, KeyError) and error.args:
+        message = str(error.args[0])
+    foreseen = (ValueError, OSError, ArithmeticError, ImportError, MemoryError, TypeError)
+    if isinstance(error, ImportError):
+        return message  # lists the likely causes, line by line
+    message = " ".join(message.split()) or "out of memory" * isinstance(error, MemoryError)
+    if isinstance(error, foreseen) and message:
+        return message
+    return f"{type(error).__name__}: {message} (--debug shows where)"
+
+
+def _progress() -> bool:
+    return sys.stderr.isatty()
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options that were given, so that the defaults stand in one place alone."""
+    return {name: value for name, value in options.items() if value not in (None, ())}
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _echo_json(value: Any) -> None:
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
+
+
+def _echo_mapping(value: dict[str, Any], indent: str = "") -> None:
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            flat = inner and not any(isinstance(v, dict) for v in inner.values())
+            if flat and indent:
+                click.echo(
+                    f"{indent}{key}: " + ", ".join(f"{k} {_shown(v)}" for k, v in inner.items())
+                )
+            elif inner:
+                click.echo(f"{indent}{key}:")
+                _echo_mapping(inner, indent + "  ")
+        else:
+            click.echo(f"{indent}{key}: {_shown(inner)}")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _echo_metrics(result: dict[str, Any]) -> None:
+    """Prints the metrics of each task, one line each, with the space it is over."""
+    click.echo(
+        f"{result['impressions']:,} impressions, {result['clicks']:,} clicks, "
+        f"{result['conversions']:,} conversions"
+    )
+    rows = [
+        (
+            task.upper() + (", own pCTR" if task == "ctcvr" else ""),
+            result[task]["space"],
+            result[task],
+        )
+        for task in ("ctr", "cvr", "ctcvr")
+        if task in result
+    ]
+    for space, metrics in result.get("truth", {}).get("cvr", {}).items():
+        rows.append(("pCVR against truth", f"{space} impressions", metrics))
+    click.echo(f"{'':20}{'':24}{'AUC %':>9}{'log loss':>10}{'obs/exp':>9}")
+    for name, space, metrics in rows:
+        click.echo(
+            f"{name:20}{space:24}{100 * metrics['auc']:9.2f}{metrics['log_loss']:10.4f}"
+            f"{metrics['calibration']:9.3f}"
+        )
