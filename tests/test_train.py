@@ -1,0 +1,272 @@
+"""train: fit, predict and evaluate, with models that are small enough to check."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from torch import Tensor, nn
+
+from esmm_fast import ESMM, Batch, Schema, metrics
+from esmm_fast.reference import batch_plan
+from esmm_fast.train import (
+    History,
+    Predictions,
+    Truth,
+    default_optimizers,
+    evaluate,
+    fit,
+    predict,
+    task_metrics,
+)
+
+ITEMS = 20
+SCHEMA = Schema.of({"item": ITEMS, "shop": 5})
+
+
+def make_batches(
+    impressions: int = 2_000, size: int = 100, seed: int = 0
+) -> tuple[list[Batch], Truth]:
+    """Batches whose click and conversion depend on the item alone, and their true rates."""
+    random = np.random.default_rng(seed)
+    item, shop = random.integers(1, ITEMS, impressions), random.integers(1, 5, impressions)
+    pctr, pcvr = 0.15 + 0.6 * item / ITEMS, 0.9 - 0.7 * item / ITEMS
+    click = random.random(impressions) < pctr
+    conversion = click & (random.random(impressions) < pcvr)
+    batches = []
+    for start in range(0, impressions, size):
+        at = slice(start, start + size)
+        rows = torch.from_numpy(np.stack([item[at], ITEMS + shop[at]], 1).ravel())
+        n = len(item[at])
+        batches.append(
+            Batch(
+                batch_plan(rows, torch.arange(2 * n + 1)),
+                common=0,
+                common_of_impression=torch.zeros(n, dtype=torch.int32),
+                labels=torch.from_numpy(np.stack([click[at], conversion[at]], 1)).float(),
+                sample_id=torch.arange(start + 1, start + n + 1),
+            )
+        )
+    return batches, Truth(np.arange(1, impressions + 1), pctr, pcvr)
+
+
+def make_model(seed: int = 0) -> ESMM:
+    return ESMM(SCHEMA, dim=4, hidden=(8,), seed=seed, init_std=0.1)
+
+
+class Rate(nn.Module):
+    """The smallest model: one probability of click and conversion for all impressions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.zeros(2))
+
+    def forward(self, batch: Batch) -> Any:
+        pctr, pcvr = self.logit.sigmoid().expand(len(batch.labels), 2).unbind(1)
+        return SimpleNamespace(pctr=pctr, pcvr=pcvr, pctcvr=pctr * pcvr)
+
+    def loss(self, out: Any, batch: Batch) -> Tensor:
+        given = torch.stack([out.pctr, out.pctcvr], 1)
+        return nn.functional.binary_cross_entropy(given, batch.labels)
+
+
+def test_fit_learns_and_tells_what_it_did() -> None:
+    batches, truth = make_batches(4_000)
+    model = make_model()
+    history = fit(model, batches, epochs=4, lr=0.02)
+    assert (history.steps, history.impressions) == (160, 16_000)
+    assert len(history.losses) == len(history.batch_sizes) == 160
+    assert np.mean(history.losses[-40:]) < np.mean(history.losses[:10])
+    assert history.impressions_per_second > 0
+    result = evaluate(model, batches, truth)
+    assert result["truth"]["cvr"]["all"]["auc"] > 0.6
+    assert result["truth"]["cvr"]["all"]["correlation"] > 0.9
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_collapse(seed: int) -> None:
+    batches, _ = make_batches(4_000, seed=seed)
+    model = make_model(seed)
+    fit(model, batches, epochs=3, lr=0.02)
+    result = evaluate(model, batches)
+    assert all(result[task]["auc"] > 0.58 for task in ("ctr", "cvr", "ctcvr")), result
+
+
+def test_any_model_can_be_trained() -> None:
+    batches, _ = make_batches()
+    model = Rate()
+    fit(model, iter(batches), lr=0.1)  # any iterable, without a length
+    labels = np.concatenate([b.labels.numpy() for b in batches])
+    found = model.logit.sigmoid().tolist()
+    assert found[0] == pytest.approx(labels[:, 0].mean(), abs=0.05)
+    assert found[0] * found[1] == pytest.approx(labels[:, 1].mean(), abs=0.05)
+
+
+def test_default_optimizers_split_tables_and_towers() -> None:
+    model = make_model()
+    tables, towers = default_optimizers(model, lr=0.5, betas=(0.8, 0.9), eps=1e-6)
+    assert type(tables).__name__ == "LazyAdam"
+    assert towers.defaults["lr"] == 0.5 and towers.defaults["betas"] == (0.8, 0.9)
+    held = {id(p) for group in towers.param_groups for p in group["params"]}
+    assert held == {id(p) for p in model.tower_parameters()}
+    assert len(default_optimizers(make_model(), tables="adam")) == 1
+    assert len(default_optimizers(Rate())) == 1
+    with pytest.raises(ValueError, match="tables: expected 'lazy_adam' or 'adam', got 'sgd'"):
+        default_optimizers(make_model(), tables="sgd")
+
+
+def test_given_optimizers_are_the_ones_used() -> None:
+    batches, _ = make_batches(300)
+    model = Rate()
+    fit(model, batches, optimizers=[torch.optim.SGD(model.parameters(), lr=0.0)])
+    assert model.logit.tolist() == [0, 0]
+
+
+def test_the_same_seed_gives_the_same_model() -> None:
+    batches, _ = make_batches(500)
+    models = [make_model(3), make_model(3)]
+    for model in models:
+        fit(model, batches)
+    for a, b in zip(*(m.state_dict().values() for m in models), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_validation_and_callbacks() -> None:
+    batches, _ = make_batches(500)
+    steps, epochs = [], []
+    history = fit(
+        Rate(),
+        batches,
+        epochs=2,
+        valid=batches[:2],
+        on_step=steps.append,
+        on_epoch=lambda epoch, history: epochs.append((epoch, len(history.valid))),
+    )
+    assert epochs == [(1, 1), (2, 2)]
+    assert [v["impressions"] for v in history.valid] == [200, 200]
+    assert [s.step for s in steps] == list(range(1, 11))
+    assert (steps[4].epoch, steps[5].epoch, steps[-1].impressions) == (1, 2, 1_000)
+    assert steps[-1].seconds >= steps[0].seconds > 0
+
+
+def test_progress_shows_rate_and_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    batches, _ = make_batches(500)
+    fit(Rate(), batches, progress=True, description="esmm")
+    shown = capsys.readouterr().err
+    assert "esmm: 100%" in shown and "impressions/s" in shown and "loss 0." in shown
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
+    batches, _ = make_batches(300)
+    batches[1].impression_weights = torch.full((100,), math.inf)
+
+    class Weighted(Rate):
+        def loss(self, out: Any, batch: Batch) -> Tensor:
+            weights = batch.impression_weights
+            loss = super().loss(out, batch)
+            return loss if weights is None else (loss * weights).mean()
+
+    model = Weighted()
+    with pytest.raises(FloatingPointError) as error:
+        fit(model, batches, lr=0.1)
+    assert "step 2 (epoch 1): expected a finite loss, got inf" in str(error.value)
+    assert "batch.impression_weights holds a value that is not finite" in str(error.value)
+    assert torch.isfinite(model.logit).all()
+    model.logit.data[0] = math.nan
+    with pytest.raises(FloatingPointError, match="got nan; logit holds a value"):
+        fit(model, batches)
+
+
+def test_predict_keeps_order_and_mode() -> None:
+    batches, _ = make_batches(450)
+    model = make_model()
+    model.train()
+    found = predict(model, batches)
+    assert model.training and len(found) == 450
+    assert found.sample_id is not None and found.pctr is not None
+    assert found.sample_id.tolist() == list(range(1, 451))
+    np.testing.assert_allclose(found.pctcvr, found.pctr * found.pcvr, rtol=1e-6)
+    assert found.labels.shape == (450, 2) and found.pctr.dtype == np.float32
+    out = model(batches[2])
+    np.testing.assert_array_equal(found.pctr[200:300], out.pctr.detach().numpy())
+    np.testing.assert_array_equal(found.clicked, found.labels[:, 0] == 1)
+
+
+def test_predict_of_nothing() -> None:
+    found = predict(make_model(), [])
+    assert len(found) == 0 and found.pctr is None
+    assert evaluate(make_model(), [])["impressions"] == 0
+
+
+def test_each_task_is_over_its_own_space() -> None:
+    labels = np.array([[1, 1], [1, 0], [0, 0], [0, 0]], np.float32)
+    pctr, pcvr = np.array([0.4, 0.9, 0.5, 0.1]), np.array([0.6, 0.3, 0.7, 0.2])
+    found = Predictions(labels, np.arange(4), pctr, pcvr, pctr * pcvr)
+    result = task_metrics(found)
+    assert (result["impressions"], result["clicks"], result["conversions"]) == (4, 2, 1)
+    assert result["ctr"]["auc"] == 0.75 and result["ctr"]["space"] == "all impressions"
+    assert result["cvr"] == {"space": "clicked impressions", **metrics.summary([1, 0], [0.6, 0.3])}
+    assert result["cvr"]["calibration"] == pytest.approx(1 / 0.9)
+    assert result["ctcvr"]["auc"] == pytest.approx(1 / 3)  # .24 against .27, .35, .02
+    assert "truth" not in result
+
+
+def test_a_task_without_predictions_is_left_out() -> None:
+    labels = np.array([[1, 1], [0, 0]], np.float32)
+    result = task_metrics(Predictions(labels, pcvr=np.array([0.5, 0.2], np.float32)))
+    assert "cvr" in result and "ctr" not in result and "ctcvr" not in result
+
+
+def test_another_pctr_changes_the_product_alone() -> None:
+    labels = np.array([[1, 1], [0, 0]], np.float32)
+    found = Predictions(labels, pcvr=np.array([0.5, 0.2], np.float32))
+    other = found.with_pctr(np.array([0.5, 1.0], np.float32))
+    np.testing.assert_allclose(other.pctcvr, [0.25, 0.2])
+    with pytest.raises(ValueError, match="pctr: expected 2 values, got 3"):
+        found.with_pctr(np.zeros(3, np.float32))
+
+
+def test_against_the_truth_by_space() -> None:
+    batches, truth = make_batches(3_000)
+    labels = np.concatenate([b.labels.numpy() for b in batches])
+    found = Predictions(labels, truth.sample_id, truth.pctr, truth.pcvr, truth.pctr * truth.pcvr)
+    shuffled = np.random.default_rng(0).permutation(3_000)
+    disordered = Truth(*(a[shuffled] for a in (truth.sample_id, truth.pctr, truth.pcvr)))
+    result = task_metrics(found, disordered)["truth"]
+    assert set(result) == {"ctr", "ctcvr", "cvr"}
+    assert set(result["cvr"]) == {"all", "clicked", "unclicked"}
+    for space, rows in (("clicked", labels[:, 0] == 1), ("unclicked", labels[:, 0] == 0)):
+        part = result["cvr"][space]
+        assert part["impressions"] == rows.sum()
+        assert part["auc"] == part["best_auc"] == metrics.auc(truth.pcvr[rows], truth.pcvr[rows])
+        assert part["calibration"] == pytest.approx(1)
+        assert part["correlation"] == pytest.approx(1)
+        assert part["log_loss"] == part["best_log_loss"]
+    clicked, unclicked = (result["cvr"][space]["observed"] for space in ("clicked", "unclicked"))
+    assert clicked < unclicked  # here what drives clicks drives conversions away
+
+
+def test_truth_is_read_and_matched(tmp_path: Any) -> None:
+    path = tmp_path / "truth.parquet"
+    columns = {"sample_id": pa.array([3, 1, 2], pa.uint64()), "pctr": [0.3, 0.1, 0.2]}
+    parquet.write_table(pa.table({**columns, "pcvr": pa.array([0.6, 0.4, 0.5], pa.float32())}), path)
+    truth = Truth.load(path)
+    np.testing.assert_allclose(truth.of(np.array([2, 3, 3])).pctr, [0.2, 0.3, 0.3])
+    with pytest.raises(ValueError, match=r"got none with sample_id 9 \(1 of 2 are missing\)"):
+        truth.of(np.array([1, 9]))
+    with pytest.raises(ValueError, match="the batches have none"):
+        truth.of(None)
+    parquet.write_table(pa.table(columns), path)
+    with pytest.raises(ValueError, match=r"truth.parquet: expected columns .* \['pcvr'\]"):
+        Truth.load(path)
+
+
+def test_loss_curve_weighs_batches_by_their_size() -> None:
+    history = History(losses=[1.0, 2.0, 4.0, 8.0], batch_sizes=[10, 10, 10, 5])
+    assert history.loss_curve(2) == ([20, 35], [1.5, 80 / 15])
+    assert history.loss_curve(100) == ([10, 20, 30, 35], [1.0, 2.0, 4.0, 8.0])
+    assert History().loss_curve() == ([], [])
