@@ -18,6 +18,7 @@ _EXISTING = click.Path(exists=True, path_type=Path)
 _PATH = click.Path(path_type=Path)
 _RATE = click.FloatRange(0, 1, min_open=True, max_open=True)
 _COUNT = click.IntRange(min=1)
+_SHOWN = 8  # occurrences of a bag that `head` prints
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -39,9 +40,9 @@ def cli() -> None:
 @click.option("--cvr", type=_RATE, default=0.1, show_default=True, help="Published: 0.00535.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def quickstart(out: Path, **options: Any) -> None:
-    """Make a log, prepare it, compare BASE and ESMM on it, and write the report.
+    """Run the whole way on a small synthetic log.
 
-    The rates are raised, so that a small log holds enough conversions to tell methods apart. The
+    Makes a log, prepares it, compares BASE and ESMM on it, and writes the report. The rates are raised, so that a small log holds enough conversions to tell methods apart. The
     last line is the report's path.
     """
     from .quickstart import quickstart as run
@@ -59,7 +60,10 @@ def quickstart(out: Path, **options: Any) -> None:
 @click.option("--seed", type=click.IntRange(min=0), required=True)
 @click.option("--threads", type=_COUNT, help="Does not change a byte of the result.")
 def synth(out: Path, **options: Any) -> None:
-    """Write a log of the exact format into OUT, with its true pCTR and pCVR beside it."""
+    """Write a synthetic log into OUT.
+
+    The format is the public one; the true pCTR and pCVR of every impression lie beside it.
+    """
     from .synth import synth as run
 
     run(out, **_given(options), progress=_progress())
@@ -99,7 +103,7 @@ def prepare(
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--verify", is_flag=True, help="Also check the files against their checksums.")
 def info(dataset: Path, as_json: bool, verify: bool) -> None:
-    """Say what a dataset holds: rows, labels, fields, anomalies."""
+    """Say what a dataset holds."""
     from .dataset import Dataset
 
     facts = Dataset(dataset).info(verify=verify)
@@ -116,14 +120,23 @@ def head(dataset: Path, n: int) -> None:
     """Print the first impressions of a dataset."""
     from .dataset import Dataset
 
-    click.echo(Dataset(dataset).head(n))
+    for impression in Dataset(dataset).head(n):
+        fields = impression.pop("fields")
+        click.echo("  ".join(f"{name} {value}" for name, value in impression.items()))
+        for name, occurrences in fields.items():
+            shown = " ".join(
+                f"{feature_id}" if value == 1 else f"{feature_id}:{value:g}"
+                for feature_id, value in occurrences[:_SHOWN]
+            )
+            more = len(occurrences) - _SHOWN
+            click.echo(f"  {name:8}{shown}{f' ... {more} more' if more > 0 else ''}")
 
 
 @cli.command()
 @click.argument("dataset", type=_EXISTING)
 @click.option("--out", type=_PATH, required=True)
 def dump(dataset: Path, out: Path) -> None:
-    """Write a dataset back as sample_skeleton.csv and common_features.csv."""
+    """Write a dataset as a raw log again."""
     from .dataset import Dataset
 
     Dataset(dataset).dump(out)
@@ -204,7 +217,10 @@ def train(
 @click.option("--truth", type=_EXISTING, help="Parquet file with sample_id, pctr and pcvr.")
 @click.option("--json", "as_json", is_flag=True)
 def evaluate(run: Path, dataset: Path, truth: Path | None, as_json: bool) -> None:
-    """Evaluate a run on a dataset: CTR on all, CVR on clicked, CTCVR on all impressions."""
+    """Evaluate a run on a dataset.
+
+    CTR over all, CVR over clicked, CTCVR over all impressions, with the model's own pCTR.
+    """
     from .dataset import Dataset
     from .runs import Run
     from .train import Truth
@@ -235,7 +251,7 @@ def compare(
     out: Path,
     **settings: Any,
 ) -> None:
-    """Compare methods on a training and a test set by the paper's protocol."""
+    """Compare methods by the protocol of the paper."""
     if out.exists():
         raise FileExistsError(f"{out}: expected nothing there yet, but it exists")
     from . import config, experiment, report

@@ -197,6 +197,7 @@ class Trained:
     """The trained networks of a method, and what their training did."""
 
     method: Method
+    schema: Schema
     networks: dict[str, nn.Module] = field(default_factory=dict)
     histories: dict[str, History] = field(default_factory=dict)
 
@@ -214,7 +215,7 @@ class Trained:
         progress: bool = False,
     ) -> Predictions:
         """Returns the method's predictions for every impression of a dataset, in its order."""
-        batches = evaluation_batches(dataset, vocabulary, settings)
+        batches = evaluation_batches(dataset, vocabulary, settings, self.schema)
         by_network = {
             name: predict(network, batches, progress=progress, description=f"predict {name}")
             for name, network in self.networks.items()
@@ -263,7 +264,7 @@ def fit_method(
         ValueError: If a network's view holds no impressions.
     """
     seed = settings.seed if seed is None else seed
-    trained = Trained(method)
+    trained = Trained(method, train.schema)
     for name, model in build_networks(method, train.schema, vocabulary, settings, seed).items():
         view = method.networks[name].view(train, Context(seed))
         if not len(view):
@@ -284,7 +285,7 @@ def fit_method(
             optimizers=default_optimizers(
                 model, settings.lr, settings.betas, settings.eps, settings.table_optimizer
             ),
-            valid=None if valid is None else evaluation_batches(valid, vocabulary, settings),
+            valid=valid and evaluation_batches(valid, vocabulary, settings, train.schema),
             on_step=None if on_step is None else partial(on_step, name),
             on_epoch=None if on_epoch is None else partial(on_epoch, name),
             progress=progress,
@@ -295,11 +296,18 @@ def fit_method(
 
 
 def evaluation_batches(
-    dataset: Dataset, vocabulary: Vocabulary, settings: Settings
+    dataset: Dataset, vocabulary: Vocabulary, settings: Settings, schema: Schema
 ) -> Iterable[Batch]:
-    """Returns the batches of an evaluation: every impression once, in order, labels click AND."""
+    """Returns the batches of an evaluation: every impression once, in order, labels click AND.
+
+    The schema is the training set's: it says the order of the bags.
+    """
     return dataset.batches(
-        settings.evaluation_batch_size, vocabulary=vocabulary, shuffle=False, labels="and"
+        settings.evaluation_batch_size,
+        vocabulary=vocabulary,
+        shuffle=False,
+        labels="and",
+        schema=schema,
     )
 
 

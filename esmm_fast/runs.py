@@ -114,7 +114,7 @@ class Run:
         vocabulary = Vocabulary.load(path / "vocabulary.arrow")
         networks = build_networks(method, schema, vocabulary, settings, settings.seed)
         saved.load_into(networks)
-        return Run(path, run_config, schema, vocabulary, Trained(method, networks))
+        return Run(path, run_config, schema, vocabulary, Trained(method, schema, networks))
 
     def evaluate(
         self, dataset: Dataset, truth: Truth | None = None, *, progress: bool = False
@@ -145,16 +145,14 @@ def network_facts(trained: Trained) -> dict[str, Any]:
 
 
 def check_same_fields(first: Schema, second: Schema, of_first: Any, of_second: Any) -> None:
-    """Raises ValueError where two schemas' fields differ in anything but their table rows."""
-    sides = [
-        {f.name: (f.side, f.table_name, f.weighted, f.multi) for f in schema.fields}
-        for schema in (first, second)
-    ]
-    for name in {**sides[0], **sides[1]}:
+    """Raises ValueError where two schemas have different fields, or one on different sides."""
+    sides = [{f.name: f.side for f in schema.fields} for schema in (first, second)]
+    for name in sides[0] | sides[1]:
         a, b = (side.get(name, "no such field") for side in sides)
         if a != b:
             raise ValueError(
-                f"field {name!r}: expected the same in {of_first} and {of_second}, got {a} and {b}"
+                f"field {name!r}: expected the same in both, got {a} in {of_first}, "
+                f"{b} in {of_second}"
             )
 
 
