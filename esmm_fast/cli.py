@@ -42,8 +42,9 @@ def cli() -> None:
 def quickstart(out: Path, **options: Any) -> None:
     """Run the whole way on a small synthetic log.
 
-    Makes a log, prepares it, compares BASE and ESMM on it, and writes the report. The rates are raised, so that a small log holds enough conversions to tell methods apart. The
-    last line is the report's path.
+    Makes a log, prepares it, compares BASE and ESMM on it, and writes the report. The rates are
+    raised, so that a small log holds enough conversions to tell methods apart. The last line is the
+    report's path.
     """
     from .quickstart import quickstart as run
 
