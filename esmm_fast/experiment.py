@@ -7,10 +7,7 @@ A model's own pCTR is reported apart. Source: arXiv:1804.07931, sections 3.1 to 
 
 from __future__ import annotations
 
-import datetime
 import math
-import os
-import platform
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,14 +15,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from . import __version__, metrics
 from .config import Settings
 from .dataset import Dataset
 from .methods import CTR, METHODS, Method, by_name, fit_method
-from .runs import check_same_fields, counts, network_facts
+from .runs import check_same_fields, counts, machine, network_facts, now
 from .train import Predictions, Truth, task_metrics
 from .vocabulary import Vocabulary
 
@@ -130,7 +126,7 @@ def compare(
         "format": "esmm_fast comparison",
         "version": 1,
         "esmm_fast": __version__,
-        "made": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "made": now(),
         "machine": machine(),
         "protocol": PROTOCOL,
         "settings": msgspec.to_builtins(settings),
@@ -218,17 +214,6 @@ def synthetic_parameters(truth: str | Path | None) -> dict[str, Any] | None:
     return msgspec.json.decode(path.read_bytes()) if path.is_file() else {}
 
 
-def machine() -> dict[str, Any]:
-    """Returns what the times depend on."""
-    return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-    }
-
-
 def to_json(results: dict[str, Any]) -> bytes:
     """Returns results as indented JSON; nan and infinity become null."""
     return msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n"
@@ -311,12 +296,3 @@ def _shares(values: NDArray[Any], edges: NDArray[np.float64]) -> list[float]:
     logs = np.log10(np.clip(values.astype(np.float64), 10 ** edges[0], 10 ** edges[-1]))
     shares = np.histogram(np.clip(logs, edges[0], edges[-1]), edges)[0] / len(values)
     return [_rounded(share) for share in shares.tolist()]
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -132,22 +132,26 @@ def _run(results: dict[str, Any]) -> dict[str, Any]:
     ]
     curves = {name: network["loss_curve"] for name, network in results["networks"].items()}
     return {
-        "title": f"A run of {results['method']}",
-        "subtitle": f"esmm_fast {results['esmm_fast']}",
+        "title": f"A run of {results['title']}",
+        "subtitle": f"esmm_fast {results['esmm_fast']} · {_when(results)}",
         "tiles": _tiles(results["data"]),
         "tasks": tasks,
         "figures": {"losses": plots.losses(curves)},
         "training": [
             {"title": name, **_totals([network])} for name, network in results["networks"].items()
         ],
-        "facts": _flat(results["config"]),
+        "facts": _flat({**results["config"], "machine": results["machine"]}),
     }
 
 
 def _subtitle(results: dict[str, Any]) -> str:
     repeats = results["repeats"]
     times = "1 repeat" if repeats == 1 else f"{repeats} repeats, mean ± standard deviation"
-    return f"{times} · esmm_fast {results['esmm_fast']} · {results['made'][:16].replace('T', ' ')}"
+    return f"{times} · esmm_fast {results['esmm_fast']} · {_when(results)}"
+
+
+def _when(results: dict[str, Any]) -> str:
+    return str(results["made"])[:16].replace("T", " ")
 
 
 def _tiles(data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -326,13 +330,16 @@ def _totals(networks: Sequence[dict[str, Any]], runs: int = 1) -> dict[str, Any]
 
 
 def _settings(results: dict[str, Any]) -> dict[str, Any]:
-    facts = _flat(results["settings"])
-    facts |= {f"machine: {key}": value for key, value in results["machine"].items()}
-    facts |= {f"{name} set": d["path"] for name, d in results["data"].items()}
-    for key, value in (results.get("synthetic") or {}).items():
-        if isinstance(value, str | int | float):
-            facts[f"synthetic log: {key}"] = value
-    return facts
+    known = results.get("synthetic") or {}
+    synthetic = {key: v for key, v in known.items() if isinstance(v, str | int | float)}
+    return _flat(
+        {
+            **results["settings"],
+            "data": {name: counts["path"] for name, counts in results["data"].items()},
+            "synthetic log": synthetic,
+            "machine": results["machine"],
+        }
+    )
 
 
 def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:

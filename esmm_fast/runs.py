@@ -5,11 +5,15 @@ RUN = config.yaml (resolved) · vocabulary.arrow · checkpoints/ · metrics.json
 
 from __future__ import annotations
 
+import datetime
+import os
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from . import __version__, checkpoint, config
 from .config import RunConfig
@@ -73,7 +77,10 @@ def train(run_config: RunConfig, out: str | Path, *, progress: bool = False) -> 
         "format": "esmm_fast run",
         "version": 1,
         "esmm_fast": __version__,
+        "made": now(),
+        "machine": machine(),
         "method": method.name,
+        "title": method.title,
         "config": msgspec.to_builtins(run_config),
         "data": {"train": counts(dataset)},
         "networks": network_facts(trained),
@@ -144,6 +151,22 @@ def network_facts(trained: Trained) -> dict[str, Any]:
     return {name: _facts(history) for name, history in trained.histories.items()}
 
 
+def now() -> str:
+    """Returns date and time with the zone, to the second."""
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def machine() -> dict[str, Any]:
+    """Returns what the times depend on."""
+    return {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
+
+
 def check_same_fields(first: Schema, second: Schema, of_first: Any, of_second: Any) -> None:
     """Raises ValueError where two schemas have different fields, or one on different sides."""
     sides = [{f.name: f.side for f in schema.fields} for schema in (first, second)]
@@ -165,6 +188,15 @@ def _facts(history: History) -> dict[str, Any]:
         "impressions_per_second": history.impressions_per_second,
         "loss_curve": {"impressions": impressions, "loss": losses},
     }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 class _Log:

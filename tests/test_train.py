@@ -261,7 +261,9 @@ def test_against_the_truth_by_space() -> None:
 def test_truth_is_read_and_matched(tmp_path: Any) -> None:
     path = tmp_path / "truth.parquet"
     columns = {"sample_id": pa.array([3, 1, 2], pa.uint64()), "pctr": [0.3, 0.1, 0.2]}
-    parquet.write_table(pa.table({**columns, "pcvr": pa.array([0.6, 0.4, 0.5], pa.float32())}), path)
+    parquet.write_table(
+        pa.table({**columns, "pcvr": pa.array([0.6, 0.4, 0.5], pa.float32())}), path
+    )
     truth = Truth.load(path)
     np.testing.assert_allclose(truth.of(np.array([2, 3, 3])).pctr, [0.2, 0.3, 0.3])
     with pytest.raises(ValueError, match=r"got none with sample_id 9 \(1 of 2 are missing\)"):

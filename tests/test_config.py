@@ -1,0 +1,73 @@
+"""config: defaults, YAML, overrides, and errors that name the key."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from esmm_fast import config
+from esmm_fast.config import RunConfig, Settings, resolve
+
+
+def test_defaults_are_the_papers_where_it_has_any() -> None:
+    settings = Settings()
+    assert (settings.dim, settings.hidden) == (18, (360, 200, 80))
+    assert (settings.betas, settings.eps) == ((0.9, 0.999), 1e-8)
+    assert (settings.batch_size, settings.lr, settings.init_std) == (1024, 1e-3, 0.01)
+
+
+def test_overrides_reach_into_settings_and_none_leaves_alone() -> None:
+    content = {"train": "a", "settings": {"lr": 0.1, "dim": 4}}
+    found = resolve(RunConfig, content, {"train": "b", "settings.lr": 0.2, "settings.dim": None})
+    assert (found.train, found.settings.lr, found.settings.dim) == ("b", 0.2, 4)
+    assert content == {"train": "a", "settings": {"lr": 0.1, "dim": 4}}
+    assert resolve(RunConfig, {"train": "a"}, {"settings.epochs": 3}).settings.epochs == 3
+
+
+def test_a_saved_config_comes_back(tmp_path: Path) -> None:
+    saved = RunConfig(train="data/train", method="base", settings=Settings(hidden=(200, 80)))
+    config.save(saved, tmp_path / "config.yaml")
+    assert resolve(RunConfig, config.load(tmp_path / "config.yaml")) == saved
+
+
+def test_a_number_without_a_point_is_a_number(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("train: data\nsettings: {lr: 1e-2, eps: 1e-7}\n")
+    found = resolve(RunConfig, config.load(tmp_path / "c.yaml"))
+    assert (found.settings.lr, found.settings.eps) == (0.01, 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"trian": "x"}, "trian: unknown key; did you mean 'train'?"),
+        ({"train": "x", "settings": {"bach_size": 1}}, "settings.bach_size: unknown key; did you"),
+        ({"train": "x", "settings": {"zzz": 1}}, "settings.zzz: unknown key; known keys: dim, hid"),
+        ({}, "Object missing required field `train`"),
+        ({"train": "x", "settings": {"lr": "fast"}}, "settings.lr: Expected `float`, got `str`"),
+        ({"train": "x", "settings": {"lr": 0}}, "settings: lr: expected a number above 0, got 0"),
+        ({"train": "x", "settings": {"dim": 0}}, "settings: dim: expected at least 1, got 0"),
+        ({"train": "x", "settings": {"hidden": []}}, "settings: hidden: expected widths"),
+        ({"train": "x", "settings": {"seed": -1}}, "settings: seed: expected 0 <= seed"),
+        ({"train": "x", "settings": {"group_limit": 0}}, "settings: group_limit: expected at"),
+        (
+            {"train": "x", "settings": {"labels": "all"}},
+            "settings.labels: Invalid enum value 'all'; expected one of and, drop, raw",
+        ),
+    ],
+)
+def test_errors_name_the_key(content: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        resolve(RunConfig, content)
+    assert str(error.value).startswith(message)
+
+
+def test_files_that_are_no_config(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("train: [1\nx: 2\n")
+    with pytest.raises(ValueError, match=r"c\.yaml:2: not YAML"):
+        config.load(path)
+    path.write_text("- 1\n")
+    with pytest.raises(ValueError, match="expected a mapping at the top, got list"):
+        config.load(path)
+    path.write_text("")
+    assert config.load(path) == {}

@@ -1,0 +1,180 @@
+"""report: one page without outside resources, with every section its results allow."""
+
+import re
+from pathlib import Path
+from typing import Any
+from xml.dom import minidom
+
+import msgspec
+import numpy as np
+import pytest
+
+from esmm_fast import experiment, plots, report
+from esmm_fast.config import Settings
+from esmm_fast.methods import METHODS
+from esmm_fast.train import Predictions, Truth, task_metrics
+
+
+def results_of(repeats: int = 1, truth: bool = True, clicks: bool = True) -> dict[str, Any]:
+    """Results of a comparison, of invented predictions."""
+    random = np.random.default_rng(0)
+    n = 2_000
+    true = Truth(np.arange(n), random.beta(2, 8, n), random.beta(2, 6, n))
+    click = (random.random(n) < true.pctr) & clicks
+    labels = np.stack([click, click & (random.random(n) < true.pcvr)], 1).astype(np.float32)
+    known = true if truth else None
+
+    def network(steps: int) -> dict[str, Any]:
+        curve = {"impressions": [n // 2, n], "loss": [0.7, 0.5]}
+        facts = {"steps": steps, "impressions": n, "seconds": 1.5, "loss_curve": curve}
+        return {**facts, "impressions_per_second": n / 1.5}
+
+    ctr = {
+        "networks": {"ctr": network(8)},
+        "metrics": task_metrics(Predictions(labels, pctr=true.pctr)),
+    }
+    methods = {}
+    for name, method in METHODS.items():
+        runs = []
+        for repeat in range(repeats):
+            noise = random.normal(0, 0.02 * (1 + repeat), n)
+            pcvr = np.clip(true.pcvr + noise, 0.01, 1).astype(np.float32)
+            found = Predictions(labels, true.sample_id, true.pctr, pcvr, true.pctr * pcvr)
+            run = {"networks": {name: network(8)}, "metrics": task_metrics(found, known)}
+            if name == "esmm":
+                run["own_pctr"] = {k: v for k, v in run["metrics"].items() if k in ("ctr", "ctcvr")}
+            runs.append(run)
+        methods[name] = {
+            "title": method.title,
+            "formula": method.formula,
+            "source": method.source,
+            "target": method.target,
+            "runs": runs,
+            "summary": experiment.summarize(runs),
+            "curves": experiment.curves_of(found, known),
+        }
+    counts = {"path": "data", "impressions": n, "common_rows": 9, "conversions": 50}
+    counts["clicks"] = int(click.sum())
+    return {
+        "esmm_fast": "0.1.0",
+        "made": "2026-01-02T03:04:05+00:00",
+        "machine": {"processor": "a <b> processor"},
+        "protocol": experiment.PROTOCOL,
+        "settings": msgspec.to_builtins(Settings()),
+        "repeats": repeats,
+        "data": {"train": counts, "test": counts},
+        "truth_known": truth,
+        "synthetic": {"ctr": 0.1, "cvr": 0.1} if truth else None,
+        "ctr_network": {"runs": [ctr], "summary": experiment.summarize([ctr])},
+        "methods": methods,
+    }
+
+
+def headings(page: str) -> list[str]:
+    return re.findall(r"<h2>(.+?)</h2>", page)
+
+
+def test_all_sections_of_a_synthetic_comparison(tmp_path: Path) -> None:
+    path = report.write(results_of(), tmp_path / "report.html")
+    page = path.read_text()
+    assert headings(page)[2:] == [
+        "Against the labels",
+        "Against the true pCVR",
+        "Sample selection bias",
+        "Calibration",
+        "How pCVR is distributed",
+        "ROC curves",
+        "Training",
+        "Which number is over which space",
+        "How it was made",
+    ]
+    assert "The rates of this log are raised: asked for were CTR 10 % and CVR 10 %" in page
+    assert "BASE and ESMM on a synthetic log" in page
+    assert "2026-01-02 03:04" in page
+
+
+def test_the_page_needs_nothing_from_outside() -> None:
+    page = report.render(results_of())
+    assert not re.findall(r'(?:src|href)="(?!#)[^"]*"', page)
+    assert "<script" not in page and "@import" not in page and "url(http" not in page
+    svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(svgs) == 5
+    for svg in svgs:
+        minidom.parseString(svg)  # well-formed
+        assert not re.match(r'<svg[^>]* (width|height)="', svg)
+
+
+def test_text_from_outside_is_escaped() -> None:
+    page = report.render(results_of())
+    assert "a &lt;b&gt; processor" in page and "a <b> processor" not in page
+
+
+def test_a_real_log_has_no_truth() -> None:
+    page = report.render(results_of(truth=False))
+    assert "Sample selection bias" not in headings(page)
+    assert "Against the true pCVR" not in headings(page)
+    assert "The rates of this log are raised" not in page
+    assert "BASE and ESMM on your log" in page
+
+
+def test_repeats_are_drawn_as_dots() -> None:
+    one, three = (report.render(results_of(repeats)) for repeats in (1, 3))
+    assert "Every run (pale)" in three and "Every run (pale)" not in one
+    assert "3 repeats, mean ± standard deviation" in three
+    assert re.search(r"\d\d\.\d\d ± \d\.\d\d", three) and not re.search(r"\d ± \d", one)
+
+
+def test_a_test_set_without_clicks_still_gives_a_page() -> None:
+    page = report.render(results_of(clicks=False))
+    assert "nan" not in re.sub(r"<svg.*?</svg>|<style.*?</style>", "", page, flags=re.DOTALL)
+
+
+def test_rates_as_published_are_not_called_raised() -> None:
+    results = results_of()
+    results["synthetic"] = {"ctr": 0.0389, "cvr": 0.00535}
+    assert "are raised" not in report.render(results)
+
+
+def test_the_best_value_of_a_column_is_marked() -> None:
+    results = results_of()
+    for name, value in (("base", 0.6), ("esmm", 0.7)):
+        results["methods"][name]["summary"]["metrics.cvr.auc"]["mean"] = value
+    page = report.render(results)
+    assert re.search(r'<td class="first best">70\.00</td>', page)
+    assert re.search(r'<td class="first ">60\.00</td>', page)
+
+
+def test_a_run_has_a_page_of_its_own() -> None:
+    comparison = results_of()
+    labels = np.array([[1, 1], [0, 0], [1, 0]], np.float32)
+    p = np.array([0.5, 0.2, 0.4], np.float32)
+    results = {
+        "esmm_fast": "0.1.0",
+        "made": comparison["made"],
+        "machine": {},
+        "method": "esmm",
+        "title": "ESMM",
+        "config": {"train": "data/train", "valid": None, "settings": {"lr": 0.001}},
+        "data": {"train": comparison["data"]["train"]},
+        "networks": comparison["methods"]["esmm"]["runs"][0]["networks"],
+    }
+    page = report.render(results)
+    assert headings(page)[1:] == ["Training", "How it was made"]
+    results["valid"] = task_metrics(Predictions(labels, None, p, p, p * p))
+    page = report.render(results)
+    assert headings(page)[1:] == ["Validation", "Training", "How it was made"]
+    assert "settings.lr" in page and "A run of ESMM" in page
+
+
+def test_results_come_back_from_their_file(tmp_path: Path) -> None:
+    results = results_of()
+    experiment.write(results, tmp_path)
+    page = report.render(report.load(tmp_path / "results.json"))
+    assert page == report.render(results)
+
+
+def test_figures_are_the_same_each_time() -> None:
+    methods = results_of()["methods"]
+    assert plots.calibration(methods) == plots.calibration(methods)
+    with pytest.raises(KeyError):
+        plots.roc({"base": {"title": "BASE", "curves": {}}})
