@@ -115,7 +115,7 @@ def roc(methods: Methods) -> str:
                 )
             axis.set(title=title, xlabel="false positive rate", ylabel="true positive rate")
             axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
-            axis.legend(loc="lower right")
+            _legend(axis, "lower right")
         return _svg(figure)
 
 
@@ -171,7 +171,7 @@ def distribution(methods: Methods) -> str:
             axis.set(title=f"{space.capitalize()} impressions", xscale="log", xlabel="pCVR")
             axis.set_ylim(bottom=0)
             axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0%}"))
-            axis.legend(loc="upper left")
+            _legend(axis, "upper left")
         for axis in axes:
             axis.set_xlim(low / 1.5, min(high * 1.5, 1))
             _plain_log(axis.xaxis)
@@ -261,10 +261,15 @@ def _calibration_panels(
                 color=TRUTH,
                 fontsize=8.5,
             )
-            axis.legend(loc="upper left")
+            _legend(axis, "upper left")
             _plain_log(axis.xaxis)
             _plain_log(axis.yaxis)
         return _svg(figure)
+
+
+def _legend(axis: Axes, place: str) -> None:
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(loc=place)
 
 
 def _plain_log(axis: Any) -> None:

@@ -85,5 +85,5 @@ def test_the_seed_decides_alone(synthetic_log: SyntheticLog) -> None:
 def test_nothing_to_train_on_is_an_error(synthetic_log: SyntheticLog) -> None:
     train = synthetic_log.train
     unclicked = train.select(train.labels()[:, 0] == 0)
-    with pytest.raises(ValueError, match="base: network 'cvr' .* holds none of its"):
+    with pytest.raises(ValueError, match=r"base: network 'cvr' .* holds none of its"):
         fit_method(METHODS["base"], unclicked, Vocabulary.from_dataset(train), SETTINGS)
