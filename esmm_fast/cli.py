@@ -93,7 +93,7 @@ def prepare(
     result = run(
         logdir, out=out, skeleton=skeleton, check=check, **_given(options), progress=_progress()
     )
-    if check and result is not None:
+    if check and isinstance(result, dict):
         _echo_mapping(result)
     elif out is not None:
         click.echo(out)

@@ -265,6 +265,9 @@ def fit_method(
     """
     seed = settings.seed if seed is None else seed
     trained = Trained(method, train.schema)
+    checked = (
+        None if valid is None else evaluation_batches(valid, vocabulary, settings, train.schema)
+    )
     for name, model in build_networks(method, train.schema, vocabulary, settings, seed).items():
         view = method.networks[name].view(train, Context(seed))
         if not len(view):
@@ -285,7 +288,7 @@ def fit_method(
             optimizers=default_optimizers(
                 model, settings.lr, settings.betas, settings.eps, settings.table_optimizer
             ),
-            valid=valid and evaluation_batches(valid, vocabulary, settings, train.schema),
+            valid=checked,
             on_step=None if on_step is None else partial(on_step, name),
             on_epoch=None if on_epoch is None else partial(on_epoch, name),
             progress=progress,

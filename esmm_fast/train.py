@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -326,7 +326,7 @@ def _truth_metrics(predictions: Predictions, truth: Truth) -> dict[str, Any]:
     if predictions.pctcvr is not None:
         result["ctcvr"] = _against_truth(truth.pctr * truth.pcvr, predictions.pctcvr)
     if predictions.pcvr is not None:
-        spaces = {"all": slice(None), "clicked": clicked, "unclicked": ~clicked}
+        spaces = {"all": np.ones_like(clicked), "clicked": clicked, "unclicked": ~clicked}
         result["cvr"] = {
             space: _against_truth(truth.pcvr[rows], predictions.pcvr[rows])
             for space, rows in spaces.items()
@@ -357,7 +357,7 @@ class _Bar:
 
     def over(self) -> Iterator[Batch]:
         for batch in self.batches:
-            if self.bar.total is None and hasattr(self.batches, "__len__"):
+            if self.bar.total is None and isinstance(self.batches, Sized):
                 self.bar.total = len(self.batches) * len(batch.labels)
             yield batch
         self.bar.total = self.bar.n
