@@ -314,7 +314,7 @@ def _by_score(
     return negatives - at_negative, at_positive, at_negative
 
 
-def _mean(values: Array, weights: Array | None) -> float:
+def _mean(values: NDArray[np.floating], weights: Array | None) -> float:
     if weights is None:
         return float(values.mean())
     return float(values @ weights / weights.sum()) if weights.sum() > 0 else float("nan")

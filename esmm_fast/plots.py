@@ -18,7 +18,7 @@ COLOURS = ("#d9822b", "#2f6fde", "#1f9d76", "#9b51c4", "#d1487f", "#6b7a1e", "#8
 TRUTH = "#7b8794"
 INK, FAINT, GRID = "#1f2933", "#52606d", "#e4e7eb"
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "esmm_fast",
     "font.size": 9.5,
@@ -267,7 +267,7 @@ def _calibration_panels(
         return _svg(figure)
 
 
-def _legend(axis: Axes, place: str) -> None:
+def _legend(axis: Axes, place: Any) -> None:
     if axis.get_legend_handles_labels()[0]:
         axis.legend(loc=place)
 
