@@ -352,8 +352,8 @@ def _echo_mapping(value: dict[str, Any], indent: str = "") -> None:
                 click.echo(
                     f"{indent}{key}: " + ", ".join(f"{k} {_shown(v)}" for k, v in inner.items())
                 )
-            elif inner:
-                click.echo(f"{indent}{key}:")
+            else:
+                click.echo(f"{indent}{key}:" + ("" if inner else " none"))
                 _echo_mapping(inner, indent + "  ")
         else:
             click.echo(f"{indent}{key}: {_shown(inner)}")

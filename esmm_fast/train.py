@@ -112,7 +112,7 @@ def fit(
     valid: Iterable[Batch] | None = None,
     on_step: Callable[[Step], None] | None = None,
     on_epoch: Callable[[int, History], None] | None = None,
-    progress: bool = False,
+    progress: bool = True,
     description: str = "train",
 ) -> History:
     """Trains a model and returns what happened: losses, steps, impressions per second.

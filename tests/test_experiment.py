@@ -58,9 +58,9 @@ def test_spaces_and_counts(results: dict[str, Any], synthetic_log: SyntheticLog)
 
 def test_repeats_differ_and_are_summarized(results: dict[str, Any]) -> None:
     for method in results["methods"].values():
-        values = [run["metrics"]["cvr"]["auc"] for run in method["runs"]]
+        values = [run["metrics"]["cvr"]["log_loss"] for run in method["runs"]]
         assert values[0] != values[1]
-        found = method["summary"]["metrics.cvr.auc"]
+        found = method["summary"]["metrics.cvr.log_loss"]
         assert found["mean"] == pytest.approx(np.mean(values))
         assert found["std"] == pytest.approx(np.std(values, ddof=1))
         assert found["runs"] == 2
