@@ -211,7 +211,10 @@ def synthetic_parameters(truth: str | Path | None) -> dict[str, Any] | None:
     if truth is None:
         return None
     path = Path(truth).parent / "synth.json"
-    return msgspec.json.decode(path.read_bytes()) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    parameters: dict[str, Any] = msgspec.json.decode(path.read_bytes()).get("parameters", {})
+    return parameters
 
 
 def to_json(results: dict[str, Any]) -> bytes:
