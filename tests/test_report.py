@@ -129,6 +129,13 @@ def test_a_test_set_without_clicks_still_gives_a_page() -> None:
     assert "nan" not in re.sub(r"<svg.*?</svg>|<style.*?</style>", "", page, flags=re.DOTALL)
 
 
+def test_unequal_numbers_of_steps_are_said() -> None:
+    results = results_of()
+    assert "Optimizer steps:" not in report.render(results)
+    results["methods"]["base"]["runs"][0]["networks"]["base"]["steps"] = 2
+    assert "Optimizer steps: BASE 2, ESMM 8." in report.render(results)
+
+
 def test_rates_as_published_are_not_called_raised() -> None:
     results = results_of()
     results["synthetic"] = {"ctr": 0.0389, "cvr": 0.00535}
