@@ -24,7 +24,7 @@ MARKER = "quickstart.json"
 ENTRIES = (MARKER, "log", "data", "results.json", "results.md", "report.html")
 """All that a quickstart writes into its directory."""
 
-SETTINGS = Settings(batch_size=256, group_limit=4, min_count=2)
+SETTINGS = Settings(batch_size=128, group_limit=4, min_count=2)
 """The defaults but for three that suit a small log.
 
 1,024 impressions in whole groups would be less than 20 common rows a step and 200 steps in all.
@@ -113,8 +113,8 @@ def quickstart(
     say(f"    {time.perf_counter() - started:.1f} s -> {out / 'data'}")
 
     say(
-        "3/4 compare: BASE and ESMM, and the CTR network that both are judged with; "
-        f"{SETTINGS.batch_size} impressions a step, ids that occur {SETTINGS.min_count} times or more"
+        "3/4 compare: BASE, ESMM, and the CTR network that both are judged with; "
+        f"batch size {SETTINGS.batch_size}, ids that occur {SETTINGS.min_count} times or more"
     )
     results = compare(
         train,
