@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -134,7 +135,8 @@ class Batches:
         self._epoch = 0
         self._batch = 0  # of self._epoch, comes next
         self._begun = False  # an iteration of self._epoch has yielded something
-        self._iterator: _Epoch | None = None
+        # Weak: an iterator that its user drops ends its threads there and then.
+        self._iterator: weakref.ref[_Epoch] | None = None
 
     def __len__(self) -> int:
         """Returns the number of batches of an epoch."""
@@ -145,12 +147,12 @@ class Batches:
         return self._epoch
 
     def __iter__(self) -> _Epoch:
-        if self._iterator is not None:
-            self._iterator.close()
+        self.close()
         if self._begun:
             self._epoch, self._batch, self._begun = self._epoch + 1, 0, False
-        self._iterator = _Epoch(self)
-        return self._iterator
+        iterator = _Epoch(self)
+        self._iterator = weakref.ref(iterator)
+        return iterator
 
     def state_dict(self) -> dict[str, Any]:
         """Returns (epoch, batch) of the batch that comes next, and the settings it belongs to."""
@@ -175,14 +177,14 @@ class Batches:
                 f"state: expected an epoch of at least 0 and a batch of at most {len(self)}, got "
                 f"{epoch}, {batch}"
             )
-        if self._iterator is not None:
-            self._iterator.close()
-        self._epoch, self._batch, self._begun, self._iterator = epoch, batch, False, None
+        self.close()
+        self._epoch, self._batch, self._begun = epoch, batch, False
 
     def close(self) -> None:
         """Ends the threads of an iteration under way. The position stays."""
-        if self._iterator is not None:
-            self._iterator.close()
+        iterator = None if self._iterator is None else self._iterator()
+        if iterator is not None:
+            iterator.close()
 
     def __repr__(self) -> str:
         return (
@@ -244,7 +246,6 @@ class _Epoch:
             if self._ended is None:
                 self._end("done")
                 batches._epoch, batches._batch, batches._begun = batches._epoch + 1, 0, False
-                batches._iterator = None
             raise StopIteration
         batches._batch += 1
         batches._begun = True

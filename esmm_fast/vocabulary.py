@@ -129,7 +129,8 @@ class Vocabulary:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the vocabulary as an Arrow file.
 
-        Its columns: table (dictionary string), feature_id, count, row. The file is written beside its place and renamed at the end.
+        Its columns: table (dictionary string), feature_id, count, row. The file is written beside
+        its place and renamed at the end.
         """
         import pyarrow as pa
 
