@@ -177,6 +177,24 @@ def test_tensors_own_their_memory() -> None:
     assert kept[0].data_ptr() % 64 == 0
 
 
+@pytest.mark.parametrize("compression", [None, "lz4"])
+def test_reads_memory_mapped_files(tmp_path: Path, compression: str | None) -> None:
+    dataset = tiny_dataset(50, chunks=4)
+    expected = [content(batch) for batch in batches_of(dataset)]
+    mapped = {}
+    for name in ("impressions", "common_rows"):
+        table = getattr(dataset, name)
+        options = pa.ipc.IpcWriteOptions(compression=compression)
+        path = str(tmp_path / name)
+        with pa.ipc.new_file(path, table.schema, options=options) as writer:
+            writer.write_table(table)
+        mapped[name] = pa.ipc.open_file(pa.memory_map(path)).read_all()
+    dataset, vocabulary = replace(dataset, **mapped), Vocabulary.from_dataset(dataset)
+    batches = batches_of(dataset, vocabulary=vocabulary)
+    del dataset, mapped
+    assert [content(batch) for batch in batches] == expected
+
+
 def test_unweighted_schema_has_no_weights() -> None:
     schema = Schema((SCHEMA.fields[0], SCHEMA.fields[3], SCHEMA.fields[4]))
     dataset = tiny_dataset(schema=schema)
