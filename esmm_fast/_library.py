@@ -9,9 +9,7 @@ import torch
 def _find(name: str) -> Path | None:
     import esmm_fast
 
-    for (
-        folder
-    ) in esmm_fast.__path__:  # an editable install has two: the sources and the built files
+    for folder in esmm_fast.__path__:  # an editable install has two: sources and built files
         path = Path(folder) / name
         if path.exists():
             return path
@@ -25,9 +23,10 @@ def _load(name: str) -> None:
         import esmm_fast
 
         raise ImportError(
-            f"esmm_fast was imported from {list(esmm_fast.__path__)}, but {name} is not there. Likely causes:\n"
-            "  1. Python started in the source folder, which hides the installed package: start it elsewhere, or\n"
-            "     call `pytest` instead of `python -m pytest`.\n"
+            f"esmm_fast was imported from {list(esmm_fast.__path__)}, but {name} is not there. "
+            "Likely causes:\n"
+            "  1. Python started in the source folder, hiding the installed package: start it\n"
+            "     elsewhere, or call `pytest` instead of `python -m pytest`.\n"
             "  2. The package was copied instead of installed: run `pip install .`"
         )
     try:
@@ -35,8 +34,9 @@ def _load(name: str) -> None:
     except OSError as error:
         raise ImportError(
             f"{path} could not be loaded with {torch_line}: {error}. Likely causes:\n"
-            "  1. torch is older than 2.10, the first with the stable ABI that esmm_fast is built on.\n"
-            "  2. The library was built for another platform or C++ runtime: `pip install --force-reinstall --no-deps .`\n"
+            "  1. torch is older than 2.10, the first with the stable ABI esmm_fast is built on.\n"
+            "  2. The library was built for another platform or C++ runtime:\n"
+            "     `pip install --force-reinstall --no-deps .`\n"
             "  3. A conda environment brings an older libstdc++ than the compiler that built it."
         ) from error
 
