@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .batch import Batch
+from .ops import batch_plan
 from .schema import Field, Schema
-
-if TYPE_CHECKING:
-    from .vocabulary import Vocabulary
+from .vocabulary import Vocabulary
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.uint8)
 
@@ -27,7 +25,7 @@ class _Bags:
     weights: Tensor | None  # [N_f] float32
 
 
-def batch_from_bags(
+def batch_arguments(
     bags: Mapping[str, tuple[Any, ...]],
     labels: Any,
     *,
@@ -38,10 +36,8 @@ def batch_from_bags(
     dense: Any,
     impression_weights: Any,
     sample_id: Any,
-) -> Batch:
-    """Returns the batch that `Batch.from_bags` describes."""
-    from .ops import batch_plan
-
+) -> dict[str, Any]:
+    """Returns the fields of the batch that `Batch.from_bags` describes, by name."""
     schema = Schema.of(schema)
     if vocabulary is not None:
         schema = vocabulary.sized(schema)
@@ -77,7 +73,7 @@ def batch_from_bags(
     if any(b.weights is not None for b in read.values()):
         weights = torch.cat([_gather_weights(side, read) for side in joined])
     stages = len(schema.labels)
-    return Batch(
+    return dict(
         plan=batch_plan(rows.int(), offsets.int(), weights, sum(table_rows.values())),
         common=common,
         common_of_impression=_common_of_impression(

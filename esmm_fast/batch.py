@@ -1,63 +1,20 @@
-"""Batch and Plan: what a step of training receives."""
+"""Batch: what a step of training receives."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .plan import Plan as Plan
+from .plan import map_tensors
 from .schema import Schema
 
 if TYPE_CHECKING:
     from .vocabulary import Vocabulary
-
-_Record = TypeVar("_Record", "Plan", "Batch")
-
-
-def _map(record: _Record, change: Callable[[Any], Any]) -> _Record:
-    """Returns the record with `change` applied to every tensor, and to the plan."""
-    values = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-    return type(record)(
-        **{n: change(v) if isinstance(v, Tensor | Plan) else v for n, v in values.items()}
-    )
-
-
-@dataclass(repr=False)
-class Plan:
-    """The occurrences of a batch and their transpose.
-
-    Bags: u * Fc + f for common rows, then U * Fc + b * Fs + f for impressions.
-
-    The transpose lists, for every row that the batch touches, the occurrences that touch it, in
-    their order: touched row t has ``occurrence_by_row[segment_ptr[t] : segment_ptr[t + 1]]``.
-    """
-
-    rows: Tensor  # [N] int32, row in the joint row space: table base + row of the table
-    offsets: Tensor  # [bags + 1] int32, first occurrence of each bag
-    weights: Tensor | None  # [N] float32, None: all 1
-    bag_of_occurrence: Tensor  # [N] int32
-    touched_rows: Tensor  # [T] int32, ascending
-    segment_ptr: Tensor  # [T + 1] int32, into occurrence_by_row
-    occurrence_by_row: Tensor  # [N] int32, occurrences sorted by row, stable
-    touched_of_occurrence: Tensor  # [N] int32, rows == touched_rows[touched_of_occurrence]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Plan:
-        """Returns the plan on a device; tensors that are there already are not copied."""
-        return _map(self, lambda t: t.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Plan:
-        """Returns the plan in page-locked memory, whose copies to a GPU overlap with work."""
-        return _map(self, lambda t: t.pin_memory())
-
-    def __repr__(self) -> str:
-        return (
-            f"Plan(bags={self.offsets.numel() - 1}, N={self.rows.numel()}, "
-            f"T={self.touched_rows.numel()})"
-        )
 
 
 @dataclass(repr=False)
@@ -126,27 +83,29 @@ class Batch:
         >>> batch.plan.rows.tolist(), batch.plan.offsets.tolist()  # table "tag" begins at row 5
         ([3, 9, 9, 1], [0, 1, 3, 4, 4])
         """
-        from .bags import batch_from_bags
+        from .bags import batch_arguments
 
-        return batch_from_bags(
-            bags,
-            labels,
-            schema=schema,
-            common_of_impression=common_of_impression,
-            vocabulary=vocabulary,
-            padding=padding,
-            dense=dense,
-            impression_weights=impression_weights,
-            sample_id=sample_id,
+        return Batch(
+            **batch_arguments(
+                bags,
+                labels,
+                schema=schema,
+                common_of_impression=common_of_impression,
+                vocabulary=vocabulary,
+                padding=padding,
+                dense=dense,
+                impression_weights=impression_weights,
+                sample_id=sample_id,
+            )
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Returns the batch on a device; tensors that are there already are not copied."""
-        return _map(self, lambda t: t.to(device, non_blocking=non_blocking))
+        return map_tensors(self, lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """Returns the batch in page-locked memory, whose copies to a GPU overlap with work."""
-        return _map(self, lambda t: t.pin_memory())
+        return map_tensors(self, lambda t: t.pin_memory())
 
     def __repr__(self) -> str:
         return (

@@ -5,19 +5,17 @@ from __future__ import annotations
 import math
 import os
 import weakref
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from . import _native
-from .batch import Batch, Plan
+from .batch import Batch
 from .columns import batch_source, contradicting_labels
+from .plan import Plan
 from .schema import Schema
-from .vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from .dataset import Dataset
+from .vocabulary import LogTables, Vocabulary
 
 LabelKind = Literal["and", "drop", "raw"]
 
@@ -74,7 +72,7 @@ class Batches:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: LogTables,
         batch_size: int,
         *,
         vocabulary: Vocabulary,
@@ -271,7 +269,7 @@ def _batch(arrays: dict[str, Any]) -> Batch:
     return Batch(plan, **tensors)
 
 
-def _selected(dataset: Dataset) -> np.ndarray | None:
+def _selected(dataset: LogTables) -> np.ndarray | None:
     if dataset.selection is None:
         return None
     selection = np.ascontiguousarray(dataset.selection, dtype=np.int64)

@@ -8,16 +8,14 @@ import numpy as np
 
 from . import _native
 from .schema import Field, Schema
-from .vocabulary import Vocabulary
+from .vocabulary import LogTables, Vocabulary
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from .dataset import Dataset
-
 
 def batch_source(
-    dataset: Dataset, schema: Schema, vocabulary: Vocabulary, raw_labels: bool
+    dataset: LogTables, schema: Schema, vocabulary: Vocabulary, raw_labels: bool
 ) -> _native.BatchSource:
     """Returns the source of batches of a dataset; `schema` has the vocabulary's rows."""
     impressions, common = dataset.impressions, dataset.common_rows
@@ -66,7 +64,7 @@ def batch_source(
     return source
 
 
-def contradicting_labels(dataset: Dataset, labels: tuple[str, ...]) -> np.ndarray:
+def contradicting_labels(dataset: LogTables, labels: tuple[str, ...]) -> np.ndarray:
     """Returns, for every impression of the table, whether a stage is 1 after one that is 0."""
     reached = np.ones(dataset.impressions.num_rows, bool)
     contradicts = np.zeros_like(reached)

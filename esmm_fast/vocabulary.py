@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from .schema import Schema
-
-if TYPE_CHECKING:
-    from .dataset import Dataset
 
 NO_ID = 2**64 - 1
 """Stands in `Vocabulary.feature_ids` at row 0, which belongs to every unknown id."""
@@ -20,6 +17,21 @@ NO_ID = 2**64 - 1
 _FORMAT = b"esmm_fast vocabulary"
 _VERSION = b"1"
 _MOST_ROWS = 2**31 - 1  # of all tables together: rows are int32
+
+
+class LogTables(Protocol):
+    """What vocabularies and batches read of a dataset; `Dataset` is one. Tables are pyarrow's."""
+
+    @property
+    def schema(self) -> Schema: ...
+    @property
+    def impressions(self) -> Any: ...
+    @property
+    def common_rows(self) -> Any: ...
+    @property
+    def counts(self) -> Any: ...
+    @property
+    def selection(self) -> np.ndarray | None: ...
 
 
 class Vocabulary:
@@ -65,7 +77,7 @@ class Vocabulary:
     @classmethod
     def from_dataset(
         cls,
-        dataset: Dataset,
+        dataset: LogTables,
         min_count: int = 1,
         *,
         schema: Schema | None = None,
@@ -248,7 +260,7 @@ def _by_count(
 
 
 def _stored_counts(
-    dataset: Dataset, schema: Schema
+    dataset: LogTables, schema: Schema
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     import pyarrow as pa
 
@@ -268,7 +280,7 @@ def _stored_counts(
 
 
 def _counts_of_selection(
-    dataset: Dataset, schema: Schema
+    dataset: LogTables, schema: Schema
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     import pyarrow as pa
 

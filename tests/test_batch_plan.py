@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from esmm_fast import ops, reference
-from esmm_fast.batch import Plan
+from esmm_fast.plan import Plan
 
 INDICES = [f for f in Plan.__dataclass_fields__ if f != "weights"]
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch import Plan
+from ..plan import Plan
 
 _ANY_ROWS = 2**31 - 1  # num_rows where the caller names none: rows are int32
 
