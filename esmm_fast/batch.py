@@ -1,34 +1,28 @@
-"""Batch and Plan: what a step of training receives."""
+"""Batch: what a step of training receives."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from .plan import Plan as Plan
+from .plan import map_tensors
+from .schema import Schema
 
-@dataclass
-class Plan:
-    """The occurrences of a batch and their transpose.
-
-    Bags: u * Fc + f for common rows, then U * Fc + b * Fs + f for impressions.
-    """
-
-    rows: Tensor  # [N] int32, row in the joint row space: table base + row of the table
-    offsets: Tensor  # [bags + 1] int32, first occurrence of each bag
-    weights: Tensor | None  # [N] float32, None: all 1
-    bag_of_occurrence: Tensor  # [N] int32
-    touched_rows: Tensor  # [T] int32, ascending
-    segment_ptr: Tensor  # [T + 1] int32, into occurrence_by_row
-    occurrence_by_row: Tensor  # [N] int32, occurrences sorted by row, stable
-    touched_of_occurrence: Tensor  # [N] int32, rows == touched_rows[touched_of_occurrence]
+if TYPE_CHECKING:
+    from .vocabulary import Vocabulary
 
 
-@dataclass
+@dataclass(repr=False)
 class Batch:
     """B impressions of U common rows: bags of both sides, labels, and the plan.
 
     Letters: B impressions, U common rows, Fc / Fs fields of the common / impression side, K stages.
+    A schema without common fields has U = 0, and `common_of_impression` is all 0.
     """
 
     plan: Plan
@@ -38,3 +32,83 @@ class Batch:
     dense: Tensor | None = None  # [B, dense] float32
     impression_weights: Tensor | None = None  # [B] float32
     sample_id: Tensor | None = None  # [B] int64
+
+    @staticmethod
+    def from_bags(
+        bags: Mapping[str, tuple[Any, ...]],
+        labels: Any = None,
+        *,
+        schema: Schema | Mapping[str, int],
+        common_of_impression: Any = None,
+        vocabulary: Vocabulary | None = None,
+        padding: int | None = None,
+        dense: Any = None,
+        impression_weights: Any = None,
+        sample_id: Any = None,
+    ) -> Batch:
+        """Returns the batch of a user's own bags, with its plan. Tensors or arrays, all on CPU.
+
+        Args:
+            bags: For every field of the schema ``(rows, offsets, weights)``; the later ones can be
+                left out. Ragged: rows [N_f] integers; offsets [bags + 1] integers, ascending from 0
+                to N_f (offsets None: one row per bag); weights [N_f] or None (all 1). Padded: rows
+                [bags, L] with offsets None; entries equal to `padding` belong to no bag; weights
+                [bags, L], or a bool mask [bags, L] of the entries that do belong. An impression's
+                field has B bags, a common row's field U.
+            labels: [B, K] (or [B] where K = 1), or None: all NaN, so that a loss of them shows.
+            schema: The fields with their table rows, or ``{field: rows}`` (all on the impression
+                side).
+            common_of_impression: [B] integers below U. None where the schema has no common fields,
+                or where U = B (each impression has a common row of its own).
+            vocabulary: Where given, `bags` hold feature ids (an unknown one becomes row 0), and
+                `schema` needs no table rows.
+            padding: What stands in padded `rows` (or ids) where nothing is.
+            dense: [B, schema.dense] float features.
+            impression_weights: [B] floats.
+            sample_id: [B] integers.
+
+        Raises:
+            ValueError: Names the field and what is wrong:
+                ``field '205': rows[17] = 400012 is outside the table of 400000 rows``.
+
+        Two impressions; the second has no "tag":
+
+        >>> batch = Batch.from_bags(
+        ...     {"item": ([3, 1], None), "tag": ([4, 4], [0, 2, 2])},
+        ...     labels=[[1, 0], [0, 0]],
+        ...     schema={"item": 5, "tag": 10},
+        ... )
+        >>> batch
+        Batch(B=2, U=0, N=4, T=3)
+        >>> batch.plan.rows.tolist(), batch.plan.offsets.tolist()  # table "tag" begins at row 5
+        ([3, 9, 9, 1], [0, 1, 3, 4, 4])
+        """
+        from .bags import batch_arguments
+
+        return Batch(
+            **batch_arguments(
+                bags,
+                labels,
+                schema=schema,
+                common_of_impression=common_of_impression,
+                vocabulary=vocabulary,
+                padding=padding,
+                dense=dense,
+                impression_weights=impression_weights,
+                sample_id=sample_id,
+            )
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Returns the batch on a device; tensors that are there already are not copied."""
+        return map_tensors(self, lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Returns the batch in page-locked memory, whose copies to a GPU overlap with work."""
+        return map_tensors(self, lambda t: t.pin_memory())
+
+    def __repr__(self) -> str:
+        return (
+            f"Batch(B={self.labels.shape[0]}, U={self.common}, N={self.plan.rows.numel()}, "
+            f"T={self.plan.touched_rows.numel()})"
+        )

@@ -12,8 +12,8 @@ CORE = ROOT / "csrc"
 
 # The way the data takes. A module imports only modules that stand before it, at any depth of its code.
 ORDER = (
-    "_library schema batch reference ops vocabulary batches logs synth dataset embedding optim model "
-    "metrics config train checkpoint methods runs experiment plots report quickstart cli"
+    "_library schema plan reference ops vocabulary bags batch columns batches logs synth dataset "
+    "embedding optim model metrics config train checkpoint methods runs experiment plots report quickstart cli"
 ).split()
 DATA_SIDE = {"logs", "synth", "dataset", "batches"}
 MODEL_SIDE = {"reference", "ops", "embedding", "optim", "model"}

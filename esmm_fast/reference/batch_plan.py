@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..batch import Plan
+from ..plan import Plan
 
 
 def batch_plan(rows: Tensor, offsets: Tensor, weights: Tensor | None = None) -> Plan:

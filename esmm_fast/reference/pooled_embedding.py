@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..batch import Plan
+from ..plan import Plan
 
 
 def pooled_embedding(

@@ -1,0 +1,131 @@
+"""Batches (C++ threads) against the same assembly in vectorized NumPy and PyTorch.
+
+python bench/batches.py
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from interleaved import interleaved, print_ratios
+from log_like import dataset_like_log, vocabulary_like_log
+
+from esmm_fast import reference
+from esmm_fast.batches import Batches
+from esmm_fast.schema import Field
+
+
+class NumpyAssembly:
+    """The same batches as one would write them with NumPy and PyTorch: no loop over bags."""
+
+    def __init__(self, dataset: Any, batches: Batches) -> None:
+        self.dataset, self.batches, self.schema = dataset, batches, batches.schema
+        self.fields: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]] = {}
+        self.ids: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for field in self.schema.fields:
+            table = dataset.common_rows if field.side == "common" else dataset.impressions
+            ids, ends = self._flat(table[field.name])
+            values = self._flat(table[f"{field.name}_value"])[0] if field.weighted else None
+            self.fields[field.name] = (ids, np.concatenate([[0], ends]), values)
+
+    @staticmethod
+    def _flat(column: Any) -> tuple[np.ndarray, np.ndarray]:
+        column = column.combine_chunks()
+        if hasattr(column, "offsets"):
+            return column.values.to_numpy(), column.offsets.to_numpy()[1:].astype(np.int64)
+        valid = column.is_valid().to_numpy(zero_copy_only=False)
+        return column.drop_null().to_numpy(), valid.cumsum()
+
+    def use(self, vocabulary: Any) -> None:
+        for table in vocabulary.tables:
+            ids = vocabulary.feature_ids(table)[1:]
+            order = np.argsort(ids)
+            self.ids[table] = ids[order].astype(np.uint32), (order + 1).astype(np.int32)
+
+    def run(self, order: np.ndarray, count: int) -> None:
+        size = self.batches.batch_size
+        for i in range(count):
+            self.batch(order[i * size : (i + 1) * size])
+
+    def batch(self, rows: np.ndarray) -> Any:
+        common_row = self.dataset.impressions["common_row"].to_numpy()[rows]
+        distinct, index = np.unique(common_row, return_inverse=True)
+        sides = [
+            self._side(self.schema.common, distinct.astype(np.int64)),
+            self._side(self.schema.impression, rows),
+        ]
+        lengths = np.concatenate([s[0] for s in sides])
+        joined = torch.from_numpy(np.concatenate([s[1] for s in sides]))
+        weights = torch.from_numpy(np.concatenate([s[2] for s in sides]))
+        offsets = torch.from_numpy(np.concatenate([[0], lengths.cumsum()]))
+        return reference.batch_plan(joined, offsets, weights), torch.from_numpy(index)
+
+    def _side(self, fields: tuple[Field, ...], units: np.ndarray) -> tuple[np.ndarray, ...]:
+        begins = np.stack([self.fields[f.name][1][units] for f in fields], 1)
+        ends = np.stack([self.fields[f.name][1][units + 1] for f in fields], 1)
+        lengths = ends - begins
+        places = (lengths.ravel().cumsum() - lengths.ravel()).reshape(lengths.shape)
+        rows = np.empty(lengths.sum(), np.int32)
+        weights = np.ones(len(rows), np.float32)
+        for f, field in enumerate(fields):
+            ids, _, values = self.fields[field.name]
+            own = lengths[:, f]
+            within = np.arange(own.sum()) - np.repeat(own.cumsum() - own, own)
+            source = np.repeat(begins[:, f], own) + within
+            to = np.repeat(places[:, f], own) + within
+            known, row_of = self.ids[field.table_name]
+            picked = ids[source]
+            at = np.minimum(np.searchsorted(known, picked), len(known) - 1)
+            found = np.where(known[at] == picked, row_of[at], 0)
+            rows[to] = found + self.schema.row_bases[field.table_name]
+            if values is not None:
+                weights[to] = values[source]
+        return lengths.ravel(), rows, weights
+
+
+def main() -> None:
+    dataset, vocabulary = dataset_like_log(), vocabulary_like_log()
+    clicked = np.flatnonzero(dataset.impressions["click"].to_numpy())
+    for name, selection, group_limit in (
+        ("whole groups", None, None),
+        ("8 per group", None, 8),
+        ("clicked only", clicked, None),
+    ):
+        dataset.selection = selection
+
+        def ours(threads: int, limit: int | None = group_limit) -> Batches:
+            return Batches(
+                dataset, 4096, vocabulary=vocabulary, group_limit=limit, threads=threads, prefetch=4
+            )
+
+        one, two = ours(1), ours(2)
+        peer = NumpyAssembly(dataset, one)
+        peer.use(vocabulary)
+        order = one._order()
+        assert order is not None
+        rows = order if selection is None else selection[order]
+        count = min(len(one), 12)
+
+        def take(batches: Batches, count: int = count) -> None:
+            iterator = iter(batches)
+            for _ in range(count):
+                next(iterator)
+
+        torch.set_num_threads(2)
+        medians = interleaved(
+            {
+                "2 threads": lambda two=two: take(two),
+                "1 thread": lambda one=one: take(one),
+                "numpy + torch": lambda peer=peer, rows=rows, n=count: peer.run(rows, n),
+            },
+            repeats=5,
+        )
+        batch = next(iter(one))
+        impressions = min(count * 4096, one.impressions)
+        print_ratios(f"{count} batches, {name}, {batch!r}", medians, "2 threads")
+        for way, seconds in medians.items():
+            print(f"    {way}: {impressions / seconds:,.0f} impressions/s")
+
+
+if __name__ == "__main__":
+    main()

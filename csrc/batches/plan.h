@@ -1,0 +1,67 @@
+// The plan of a batch: for every row that the batch touches, the occurrences that touch it.
+//
+//   rows                   7 3 7 5         occurrence -> row in the joint row space       [N]
+//   touched_rows           3 5 7           the distinct rows, ascending                   [T]
+//   segment_ptr            0 1 2 4         where each touched row's occurrences begin     [T + 1]
+//   occurrence_by_row      1 3 0 2         occurrences by row, equal rows in their order  [N]
+//   touched_of_occurrence  2 0 2 1         rows == touched_rows[touched_of_occurrence]    [N]
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "batches/buffer.h"
+
+namespace esmm_fast {
+
+// Runs task(0) ... task(count - 1) once each, in any order, maybe at the same time, and waits for
+// them.
+using Task = std::function<void(int64_t)>;
+using RunTasks = std::function<void(int64_t count, const Task& task)>;
+
+// A RunTasks that does one after the other in the calling thread.
+void run_serially(int64_t count, const Task& task);
+
+// Returns the largest row, 0 of none; a negative row counts as larger than any other.
+template <typename Row>
+uint64_t largest_row(const Row* rows, int64_t occurrences);
+
+// Writes the bag of every occurrence of bags [first_bag, last_bag).
+template <typename Offset>
+void write_bag_of_occurrence(const Offset* offsets,  // [bags + 1]
+                             int64_t first_bag, int64_t last_bag,
+                             int32_t* bag_of_occurrence  // [N]
+);
+
+// Transposes one batch after the other; keeps its scratch memory between them.
+//
+// Ownership: `chunks` stretches of occurrences (at most), one task each.
+// Guarantee: a stable radix sort, so every output is a function of the rows alone: neither the
+// number of chunks nor the threads that run them can be seen in it.
+class PlanBuilder {
+ public:
+  // Sorts occurrences by row and returns T. Every row is in [0, row_end), row_end < 2^31,
+  // occurrences < 2^31.
+  template <typename Row>
+  int64_t sort(const Row* rows, int64_t occurrences, int64_t row_end, int64_t chunks,
+               const RunTasks& run);
+
+  // Writes the transpose of the rows last sorted.
+  void write(int32_t* touched_rows,           // [T]
+             int32_t* segment_ptr,            // [T + 1]
+             int32_t* occurrence_by_row,      // [N]
+             int32_t* touched_of_occurrence,  // [N]
+             const RunTasks& run) const;
+
+ private:
+  int64_t chunk_begin(int64_t chunk) const { return occurrences_ * chunk / chunks_; }
+
+  int64_t occurrences_ = 0;
+  int64_t chunks_ = 1;
+  Buffer<uint64_t> sorted_;              // [N] row << 32 | occurrence, ascending
+  Buffer<uint64_t> spare_;               // [N] the other side of each radix pass
+  std::vector<int32_t> places_;          // [chunks, digits]
+  std::vector<int64_t> touched_before_;  // [chunks + 1] touched rows that begin before each chunk
+};
+
+}  // namespace esmm_fast
