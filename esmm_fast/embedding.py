@@ -21,27 +21,33 @@ _LINE = 64  # bytes of a cache line
 class EmbeddingTables(nn.Module):
     """The tables of a schema in one parameter `weight` [R, D]; called with a batch, the pooled fields of both sides.
 
-    Letters: R rows of all tables together, D dimension, U common rows and B impressions of the batch, Fc and Fs fields
+    Letters: R rows of all tables together, D dimension, U common rows and B impressions of the
+        batch, Fc and Fs fields
     of the common and the impression side.
 
     Training, either way with the usual three lines:
 
-    * Ordinary: with any optimizer of torch. `weight.grad` is dense, or sparse (coalesced) with ``sparse=True``.
-    * Fused: with an optimizer of `esmm_fast.optim`, which moves the weight into one buffer [R, stride] beside its own
-      state. `weight` (still the same parameter) is then a strided view, `weight.grad` stays None, and the gradient
-      waits by bag until `opt.step()` applies it in one pass over the touched rows. `opt.zero_grad()` drops what waits.
+    * Ordinary: with any optimizer of torch. `weight.grad` is dense, or sparse (coalesced) with
+      ``sparse=True``.
+    * Fused: with an optimizer of `esmm_fast.optim`, which moves the weight into one buffer [R,
+      stride] beside its own state. `weight` (still the same parameter) is then a strided view,
+      `weight.grad` stays None, and the gradient waits by bag until `opt.step()` applies it in one
+      pass over the touched rows. `opt.zero_grad()` drops what waits.
 
-    `state_dict()` holds a contiguous `weight` in both; the optimizer's state is in the optimizer's `state_dict()`.
-    A copy or a pickle of the tables alone is in ordinary mode; together with their optimizer both stay connected.
+    `state_dict()` holds a contiguous `weight` in both; the optimizer's state is in the optimizer's
+    `state_dict()`. A copy or a pickle of the tables alone is in ordinary mode; together with their
+    optimizer both stay connected.
 
     Args:
-        schema: Fields with `rows` (a vocabulary's `sized(schema)`). Tables follow each other in `schema.tables` order.
+        schema: Fields with `rows` (a vocabulary's `sized(schema)`). Tables follow each other in
+            `schema.tables` order.
         dim: D, from 1 to 256, for every field.
         init_std: Standard deviation of the initial weight, N(0, init_std^2); 0 gives zeros.
-        seed: Seed of the initial weight, which depends on (seed, table name, feature id) alone: growing a table or
-            changing the order of its rows does not change the values of a feature.
-        feature_ids: The feature id of each row, per table (uint64 or int64, [rows]); a table that is not named uses the
-            row's index.
+        seed: Seed of the initial weight, which depends on (seed, table name, feature id) alone:
+            growing a table or changing the order of its rows does not change the values of a
+            feature.
+        feature_ids: The feature id of each row, per table (uint64 or int64, [rows]); a table that
+            is not named uses the row's index.
         sparse: Give `weight.grad` as a sparse tensor over the touched rows (ordinary mode only).
         mean: Divide each pooled sum by the number of occurrences of its bag.
         dtype: float32 (default) or float64.
@@ -91,7 +97,9 @@ class EmbeddingTables(nn.Module):
         self.mean = mean
         rows = sum(schema.table_rows.values())
         if rows >= 2**31:
-            raise ValueError(f"schema: expected fewer than 2^31 rows in all tables together, got {rows}")
+            raise ValueError(
+                f"schema: expected fewer than 2^31 rows in all tables together, got {rows}"
+            )
         weight = torch.empty(rows, dim, dtype=dtype)
         self._init_weight(weight, init_std, seed, dict(feature_ids or {}))
         self.weight = nn.Parameter(weight.to(device))
@@ -121,8 +129,10 @@ class EmbeddingTables(nn.Module):
         """Returns the pooled fields of the common rows [U, Fc * D] and of the impressions [B, Fs * D].
 
         Raises:
-            ValueError: The batch is on another device or has another number of bags than the schema's fields.
-            IndexError: A row is outside the tables, e.g. ``rows[17] = 400012 is outside the table of 400000 rows``.
+            ValueError: The batch is on another device or has another number of bags than the
+                schema's fields.
+            IndexError: A row is outside the tables, e.g. ``rows[17] = 400012 is outside the table
+                of 400000 rows``.
         """
         plan, impressions = batch.plan, batch.labels.shape[0]
         common_fields, impression_fields = len(self.schema.common), len(self.schema.impression)
@@ -169,7 +179,9 @@ class EmbeddingTables(nn.Module):
     def queue(self) -> GradientQueue:
         """The gradients that wait for the fused optimizer."""
         if self._queue is None:
-            raise RuntimeError("the tables are in ordinary mode: no gradient waits for a fused optimizer")
+            raise RuntimeError(
+                "the tables are in ordinary mode: no gradient waits for a fused optimizer"
+            )
         return self._queue
 
     def fuse(self, owner: Any, states: Mapping[str, tuple[int, float]]) -> None:
@@ -231,12 +243,16 @@ class EmbeddingTables(nn.Module):
         self.queue.convert(fn)
         return self
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if not keep_vars:
             destination[prefix + "weight"] = self.weight.detach().contiguous()
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, *args: Any
+    ) -> None:
         if self.fused:  # load_state_dict(assign=True) would take the weight out of its buffer
             metadata = {**metadata, "assign_to_params_buffers": False}
         super()._load_from_state_dict(state_dict, prefix, metadata, *args)

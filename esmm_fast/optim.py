@@ -23,19 +23,24 @@ class TableOptimizer(torch.optim.Optimizer):
 
     Constructing one moves the tables of `model` into fused mode (see EmbeddingTables). Then:
 
-    * `step()` applies the gradient that waits, once: after it nothing waits, and another `step()` changes nothing.
-      Several backward passes before a step add up, whether of one batch or of several.
-    * `zero_grad()` drops what waits. `model.zero_grad()` of a model that only contains the tables does not reach it.
+    * `step()` applies the gradient that waits, once: after it nothing waits, and another `step()`
+      changes nothing. Several backward passes before a step add up, whether of one batch or of
+      several.
+    * `zero_grad()` drops what waits. `model.zero_grad()` of a model that only contains the tables
+      does not reach it.
     * torch.amp.GradScaler works, also with `unscale_`; learning-rate schedulers of torch work.
-    * Clipping: `max_grad_norm` clips the gradient of the tables by its norm over the touched rows, `clip_grad_norm_`
-      of this module clips tables and towers together. torch.nn.utils.clip_grad_norm_ sees towers only.
-    * `state_dict()` has the format of torch's optimizers with contiguous states, whatever the buffer's stride.
+    * Clipping: `max_grad_norm` clips the gradient of the tables by its norm over the touched rows,
+      `clip_grad_norm_` of this module clips tables and towers together.
+      torch.nn.utils.clip_grad_norm_ sees towers only.
+    * `state_dict()` has the format of torch's optimizers with contiguous states, whatever the
+      buffer's stride.
     * A new optimizer on the same tables takes them over, with new state; the old one then raises.
 
     Args:
         model: Tables, or any module that contains some: every EmbeddingTables inside it.
         lr: Learning rate.
-        max_grad_norm: Largest norm of the tables' gradient over the touched rows, of all tables together; None for any.
+        max_grad_norm: Largest norm of the tables' gradient over the touched rows, of all tables
+            together; None for any.
     """
 
     _step_supports_amp_scaling = True
@@ -48,7 +53,9 @@ class TableOptimizer(torch.optim.Optimizer):
             )
         tables = [m for m in model.modules() if isinstance(m, EmbeddingTables)]
         if not tables:
-            raise ValueError(f"model: expected a module with EmbeddingTables, {type(model).__name__} contains none")
+            raise ValueError(
+                f"model: expected a module with EmbeddingTables, {type(model).__name__} contains none"
+            )
         _check_at_least("lr", defaults["lr"], 0)
         if (norm := defaults["max_grad_norm"]) is not None and not norm > 0:
             raise ValueError(f"max_grad_norm: expected a positive number or None, got {norm}")
@@ -171,9 +178,13 @@ class TableOptimizer(torch.optim.Optimizer):
                 shape = (table.weight.shape[0], width)
                 if i in states and (name not in states[i] or states[i][name].shape != shape):
                     found = list(states[i][name].shape) if name in states[i] else sorted(states[i])
-                    raise ValueError(f"state_dict: state[{i}][{name!r}]: expected shape {list(shape)}, got {found}")
+                    raise ValueError(
+                        f"state_dict: state[{i}][{name!r}]: expected shape {list(shape)}, got {found}"
+                    )
         group = self._groups[0]
-        group.update({name: value for name, value in groups[0].items() if name in group and name != "params"})
+        group.update(
+            {name: value for name, value in groups[0].items() if name in group and name != "params"}
+        )
         for i, table in enumerate(self.tables):
             self.state[table.weight]["step"] = int(states[i]["step"]) if i in states else 0
             for name, (_, initial) in self.states(table.dim).items():
@@ -249,7 +260,8 @@ class Adagrad(TableOptimizer):
 class RowwiseAdagrad(Adagrad):
     """sum += mean of g^2 over the row, w -= lr g / (sqrt(sum) + eps): Adagrad with one accumulator per row.
 
-    State: `sum` [R, 1], which lies in the padding of most rows. The exact row-wise Adagrad of FBGEMM and TorchRec.
+    State: `sum` [R, 1], which lies in the padding of most rows. The exact row-wise Adagrad of
+        FBGEMM and TorchRec.
     """
 
     rule = "rowwise_adagrad"
@@ -259,8 +271,9 @@ class RowwiseAdagrad(Adagrad):
 class LazyAdam(TableOptimizer):
     """Adam on the touched rows only; step by step equal to torch.optim.SparseAdam, whose state_dict it reads and writes.
 
-    m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v); w -= lr sqrt(1 - beta2^t) / (1 - beta1^t) m / (sqrt(v) + eps),
-    where t counts the steps, not the touches of a row. It differs from Adam, which also moves rows without a gradient.
+    m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v); w -= lr sqrt(1 - beta2^t) / (1 - beta1^t)
+    m / (sqrt(v) + eps), where t counts the steps, not the touches of a row. It differs from Adam,
+    which also moves rows without a gradient.
 
     State: `exp_avg` and `exp_avg_sq` [R, D].
 
@@ -329,12 +342,14 @@ class LazyAdamW(LazyAdam):
 def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
     """Scales all gradients of `model` so that their joint norm is at most `max_norm`; returns the norm before, a scalar.
 
-    Like torch.nn.utils.clip_grad_norm_, but fused tables count too, by the gradient of their touched rows.
-    Call it after `GradScaler.unscale_` where a scaler is used.
+    Like torch.nn.utils.clip_grad_norm_, but fused tables count too, by the gradient of their
+    touched rows. Call it after `GradScaler.unscale_` where a scaler is used.
     """
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     queues = [
-        m.queue for m in model.modules() if isinstance(m, EmbeddingTables) and m.fused and m.queue.entries
+        m.queue
+        for m in model.modules()
+        if isinstance(m, EmbeddingTables) and m.fused and m.queue.entries
     ]
     squares = sum(queue.squared_norm() for queue in queues)
     values = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
@@ -364,8 +379,9 @@ def _check_at_least(name: str, value: float, least: float) -> None:
 def _refuse_idle_tables(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     """Raises where an optimizer of torch has fused tables among its parameters and nobody applies their gradient.
 
-    Tables that a LazyAdam steps may be among another optimizer's parameters: it finds no `.grad` there and skips them.
-    But where the gradient that waited at its last step still waits at this one, the tables do not train.
+    Tables that a LazyAdam steps may be among another optimizer's parameters: it finds no `.grad`
+    there and skips them. But where the gradient that waited at its last step still waits at this
+    one, the tables do not train.
     """
     if not _fused or isinstance(optimizer, TableOptimizer):
         return

@@ -1,8 +1,10 @@
-// Initial table rows: Philox4x32-10 gives 32 random bits per element, the inverse normal distribution turns them into
-// a normal number, with + - * / and sqrt in float64 only, which IEEE 754 rounds alike everywhere.
+// Initial table rows: Philox4x32-10 gives 32 random bits per element, the inverse normal
+// distribution turns them into a normal number, with + - * / and sqrt in float64 only, which IEEE
+// 754 rounds alike everywhere.
 //
-// Sources: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11 (Philox, its constants);
-// Wichura, "Algorithm AS 241: The percentage points of the normal distribution", 1988 (PPND16, its coefficients).
+// Sources: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11 (Philox, its
+// constants); Wichura, "Algorithm AS 241: The percentage points of the normal distribution", 1988
+// (PPND16, its coefficients).
 #include "kernels/embedding_init.h"
 
 #include <cmath>
@@ -31,8 +33,8 @@ Philox philox(uint64_t key, uint64_t counter_low, uint64_t counter_high) {
   return {{x0, x1, x2, x3}};
 }
 
-// log(x) for normal x > 0: x = 2^e m with m in [sqrt(1/2), sqrt(2)); log m = 2 atanh(s), s = (m - 1) / (m + 1), whose
-// series up to s^19 is below 1e-16 (|s| <= 0.172).
+// log(x) for normal x > 0: x = 2^e m with m in [sqrt(1/2), sqrt(2)); log m = 2 atanh(s), s = (m -
+// 1) / (m + 1), whose series up to s^19 is below 1e-16 (|s| <= 0.172).
 double logarithm(double x) {
   uint64_t bits;
   std::memcpy(&bits, &x, sizeof(bits));

@@ -5,11 +5,11 @@
 
 namespace esmm_fast {
 
-#define ESMM_DECLARE(isa)                                                           \
-  namespace isa {                                                                   \
-  template <typename T>                                                             \
-  void update_rows(UpdateRule, const RowGradient<T>&, const TableRows<T>&,          \
-                   const UpdateParameters<T>&, int64_t, int64_t, int64_t);          \
+#define ESMM_DECLARE(isa)                                                  \
+  namespace isa {                                                          \
+  template <typename T>                                                    \
+  void update_rows(UpdateRule, const RowGradient<T>&, const TableRows<T>&, \
+                   const UpdateParameters<T>&, int64_t, int64_t, int64_t); \
   }
 ESMM_DECLARE(baseline)
 #if defined(__x86_64__)

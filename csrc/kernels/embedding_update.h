@@ -1,4 +1,5 @@
-// The fused optimizer step: each touched row's gradient is summed and applied in one pass. See embedding_update_simd.inc.
+// The fused optimizer step: each touched row's gradient is summed and applied in one pass. See
+// embedding_update_simd.inc.
 #pragma once
 #include <cstdint>
 
@@ -6,7 +7,8 @@
 
 namespace esmm_fast {
 
-// Row layout of the table, in elements: weight [D], then the states of the rule, then padding up to the stride.
+// Row layout of the table, in elements: weight [D], then the states of the rule, then padding up to
+// the stride.
 enum class UpdateRule : int64_t {
   kSgd = 0,             // no state
   kAdagrad = 1,         // sum [D]
@@ -20,11 +22,11 @@ int64_t row_elements(UpdateRule rule, int64_t dim);
 
 template <typename T>
 struct UpdateParameters {
-  T grad_factor;               // multiplies the gradient first
-  T step_size;                 // the learning rate with every correction that is the same for all rows
-  T beta1_rest, beta2_rest;    // 1 - beta (LazyAdam)
+  T grad_factor;  // multiplies the gradient first
+  T step_size;    // the learning rate with every correction that is the same for all rows
+  T beta1_rest, beta2_rest;  // 1 - beta (LazyAdam)
   T eps;
-  T keep;                      // multiplies the weight first: 1 - lr * weight_decay (LazyAdam)
+  T keep;  // multiplies the weight first: 1 - lr * weight_decay (LazyAdam)
 };
 
 template <typename T>
@@ -34,8 +36,9 @@ struct TableRows {
   const int32_t* touched_rows;  // [T], ascending
 };
 
-// Updates the touched rows [begin, end). Ownership: a touched row has one caller; its sum has a fixed order.
-// Cost: the row's lines read and written once, and the gradients of its bags read once.
+// Updates the touched rows [begin, end). Ownership: a touched row has one caller; its sum has a
+// fixed order. Cost: the row's lines read and written once, and the gradients of its bags read
+// once.
 template <typename T>
 void update_rows(UpdateRule rule, const RowGradient<T>& gradient, const TableRows<T>& rows,
                  const UpdateParameters<T>& parameters, int64_t begin, int64_t end);

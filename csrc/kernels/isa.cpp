@@ -8,7 +8,8 @@ namespace {
 
 constexpr const char* kNames[] = {"baseline", "avx2", "avx512"};
 
-// True where the CPU and the operating system have everything that the copy's compiler flags (CMakeLists.txt) allow.
+// True where the CPU and the operating system have everything that the copy's compiler flags
+// (CMakeLists.txt) allow.
 bool has(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {

@@ -1,23 +1,24 @@
-// Chooses the current instruction set's copy of the pooling loops, and finds the first bad row or offset.
+// Chooses the current instruction set's copy of the pooling loops, and finds the first bad row or
+// offset.
 #include "kernels/pooled_embedding.h"
 
 #include "kernels/isa.h"
 
 namespace esmm_fast {
 
-#define ESMM_DECLARE(isa)                                                                          \
-  namespace isa {                                                                                  \
-  template <typename T>                                                                            \
-  void pool_bags(const Pooling<T>&, int64_t, int64_t);                                             \
-  template <typename T>                                                                            \
-  void sum_block(const RowGradient<T>&, SegmentBlock, T*);                                         \
-  template <typename T>                                                                            \
-  void row_gradients(const RowGradient<T>&, int64_t, int64_t, T*);                                 \
-  template <typename T>                                                                            \
-  double squared_norm(const RowGradient<T>&, int64_t, int64_t);                                    \
-  template <typename T>                                                                            \
-  void occurrence_gradients(const RowGradient<T>&, const T*, int64_t, const int32_t*, int64_t,     \
-                            int64_t, T*);                                                          \
+#define ESMM_DECLARE(isa)                                                                      \
+  namespace isa {                                                                              \
+  template <typename T>                                                                        \
+  void pool_bags(const Pooling<T>&, int64_t, int64_t);                                         \
+  template <typename T>                                                                        \
+  void sum_block(const RowGradient<T>&, SegmentBlock, T*);                                     \
+  template <typename T>                                                                        \
+  void row_gradients(const RowGradient<T>&, int64_t, int64_t, T*);                             \
+  template <typename T>                                                                        \
+  double squared_norm(const RowGradient<T>&, int64_t, int64_t);                                \
+  template <typename T>                                                                        \
+  void occurrence_gradients(const RowGradient<T>&, const T*, int64_t, const int32_t*, int64_t, \
+                            int64_t, T*);                                                      \
   }
 ESMM_DECLARE(baseline)
 #if defined(__x86_64__)
@@ -51,7 +52,8 @@ void occurrence_gradients(const RowGradient<T>& gradient, const T* weight, int64
   ESMM_DISPATCH_ISA(isa::occurrence_gradients(gradient, weight, stride, rows, begin, end, out))
 }
 
-// Both searches test blocks without a branch per element (the compiler vectorises them) and look closer at a bad one.
+// Both searches test blocks without a branch per element (the compiler vectorises them) and look
+// closer at a bad one.
 constexpr int64_t kSearchBlock = 1024;
 
 int64_t first_outside(const int32_t* values, int64_t begin, int64_t end, int64_t limit) {

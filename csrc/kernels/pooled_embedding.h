@@ -1,13 +1,15 @@
 // Pooling of bags of table rows, and the gradients of its inputs. Loops: pooled_embedding_simd.inc.
 //
-// Letters: R rows, D dimension, N occurrences, T touched rows. Bags [0, common_bags) belong to common rows, the others
-// to impressions; each side has an output (and an output gradient) of its own.
+// Letters: R rows, D dimension, N occurrences, T touched rows. Bags [0, common_bags) belong to
+// common rows, the others to impressions; each side has an output (and an output gradient) of its
+// own.
 #pragma once
 #include <cstdint>
 
 namespace esmm_fast {
 
-// out[bag] = sum over the bag's occurrences n of weights[n] * weight[rows[n]], divided by their number for `mean`.
+// out[bag] = sum over the bag's occurrences n of weights[n] * weight[rows[n]], divided by their
+// number for `mean`.
 template <typename T>
 struct Pooling {
   const T* weight;         // [R, stride]: row r is weight[r * stride .. r * stride + dim)
@@ -26,17 +28,18 @@ struct SegmentBlock {
   int64_t begin, end;  // into occurrence_by_row
 };
 
-// A touched row with more than kBlockOccurrences occurrences: it is summed block by block, so that threads can share
-// the work and the result does not depend on how they do.
+// A touched row with more than kBlockOccurrences occurrences: it is summed block by block, so that
+// threads can share the work and the result does not depend on how they do.
 struct LongSegment {
-  int64_t touched;                  // its place in touched_rows
-  int64_t first_block, end_block;   // into the blocks, and the rows of block_sums
+  int64_t touched;                 // its place in touched_rows
+  int64_t first_block, end_block;  // into the blocks, and the rows of block_sums
 };
 
-constexpr int64_t kMaxDim = 256;             // elements of a row's stack buffer
+constexpr int64_t kMaxDim = 256;            // elements of a row's stack buffer
 constexpr int64_t kBlockOccurrences = 512;  // about 10 us of work at D = 18
 
-// d(loss)/d(row t) = sum over its occurrences n, in order, of weights[n] * d(loss)/d(out[bag_of_occurrence[n]]).
+// d(loss)/d(row t) = sum over its occurrences n, in order, of weights[n] *
+// d(loss)/d(out[bag_of_occurrence[n]]).
 template <typename T>
 struct RowGradient {
   const T* grad_common;      // [common_bags, D]
@@ -51,7 +54,8 @@ struct RowGradient {
   const T* block_sums;  // [blocks, D]
 };
 
-// Writes the bags [begin, end). Ownership: a bag is written by one caller, in the order of its occurrences.
+// Writes the bags [begin, end). Ownership: a bag is written by one caller, in the order of its
+// occurrences.
 template <typename T>
 void pool_bags(const Pooling<T>& pooling, int64_t begin, int64_t end);
 
@@ -67,7 +71,8 @@ void row_gradients(const RowGradient<T>& gradient, int64_t begin, int64_t end, T
 template <typename T>
 double squared_norm(const RowGradient<T>& gradient, int64_t begin, int64_t end);
 
-// Writes out[n] = <d(loss)/d(out[bag of n]), weight[rows[n]]>, the gradient of weights, for n in [begin, end).
+// Writes out[n] = <d(loss)/d(out[bag of n]), weight[rows[n]]>, the gradient of weights, for n in
+// [begin, end).
 template <typename T>
 void occurrence_gradients(const RowGradient<T>& gradient, const T* weight, int64_t stride,
                           const int32_t* rows, int64_t begin, int64_t end, T* out);

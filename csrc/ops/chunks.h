@@ -7,8 +7,9 @@
 
 namespace esmm_fast {
 
-// Calls work(chunk) once for every chunk in [0, chunks), on any thread and in any order: for chunks whose results do
-// not depend on each other, so that they do not depend on the number of threads either.
+// Calls work(chunk) once for every chunk in [0, chunks), on any thread and in any order: for chunks
+// whose results do not depend on each other, so that they do not depend on the number of threads
+// either.
 template <typename Work>
 void for_chunks(int64_t chunks, const Work& work) {
   std::atomic<int64_t> next{0};
@@ -17,9 +18,11 @@ void for_chunks(int64_t chunks, const Work& work) {
   });
 }
 
-// Returns the first i in [0, count] with bounds[i] + i * item_cost >= cost, or count. With rising costs it cuts a CSR
-// structure (bounds [count + 1], ascending from 0) into ranges of about equal cost.
-inline int64_t first_at_cost(const int32_t* bounds, int64_t count, int64_t item_cost, int64_t cost) {
+// Returns the first i in [0, count] with bounds[i] + i * item_cost >= cost, or count. With rising
+// costs it cuts a CSR structure (bounds [count + 1], ascending from 0) into ranges of about equal
+// cost.
+inline int64_t first_at_cost(const int32_t* bounds, int64_t count, int64_t item_cost,
+                             int64_t cost) {
   int64_t low = 0, high = count;
   while (low < high) {
     const int64_t middle = low + (high - low) / 2;

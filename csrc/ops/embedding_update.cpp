@@ -1,4 +1,5 @@
-// esmm_fast::embedding_update on CPU: checks everything before the first row is written, splits touched rows over threads.
+// esmm_fast::embedding_update on CPU: checks everything before the first row is written, splits
+// touched rows over threads.
 #include "kernels/embedding_update.h"
 
 #include <torch/csrc/stable/library.h>
@@ -25,9 +26,9 @@ void update(const Tensor& table, UpdateRule rule, const BagGradients& gradients,
   const Transpose<T> transpose(gradients, segment_ptr, occurrence_by_row);
   const TableRows<T> rows{static_cast<T*>(table.mutable_data_ptr()), table.size(1),
                           touched_rows.const_data_ptr<int32_t>()};
-  const UpdateParameters<T> parameters{
-      static_cast<T>(h.grad_factor), static_cast<T>(h.step_size), static_cast<T>(1 - h.beta1),
-      static_cast<T>(1 - h.beta2),   static_cast<T>(h.eps),       static_cast<T>(1 - h.decay)};
+  const UpdateParameters<T> parameters{static_cast<T>(h.grad_factor), static_cast<T>(h.step_size),
+                                       static_cast<T>(1 - h.beta1),   static_cast<T>(1 - h.beta2),
+                                       static_cast<T>(h.eps),         static_cast<T>(1 - h.decay)};
   transpose.for_rows([&](int64_t, int64_t begin, int64_t end) {
     update_rows(rule, transpose.view(), rows, parameters, begin, end);
   });
@@ -40,7 +41,8 @@ void embedding_update_cpu(Tensor table, Tensor grad_common, Tensor grad_impressi
                           double beta2, double eps, double decay) {
   const BagGradients gradients{grad_common, grad_impression, weights, bag_of_occurrence};
   gradients.check();
-  expect(rule >= 0 && rule < kUpdateRules, "rule: expected 0 to ", kUpdateRules - 1, ", got ", rule);
+  expect(rule >= 0 && rule < kUpdateRules, "rule: expected 0 to ", kUpdateRules - 1, ", got ",
+         rule);
   const UpdateRule update_rule = static_cast<UpdateRule>(rule);
   expect(table.dim() == 2, "table: expected shape [R, stride], got ", shape_of(table));
   expect_dtype(table, grad_common.scalar_type(), "table");

@@ -17,7 +17,8 @@ void set_isa_cpu(std::string name) {
   if (set_isa(name)) return;
   std::string known;
   for (Isa isa : available_isas()) known += std::string(isa_name(isa)) + ", ";
-  fail<std::invalid_argument>("instruction set: expected one of ", known, "best on this machine, got '", name, "'");
+  fail<std::invalid_argument>("instruction set: expected one of ", known,
+                              "best on this machine, got '", name, "'");
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// esmm_fast::pooled_embedding on CPU and its gradients: checks, allocates, splits bags and touched rows over threads.
+// esmm_fast::pooled_embedding on CPU and its gradients: checks, allocates, splits bags and touched
+// rows over threads.
 #include "kernels/pooled_embedding.h"
 
 #include <torch/csrc/stable/library.h>
@@ -20,7 +21,8 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kOccurrencesPerTask = 2048;  // of the gradient of weights: about 50 us of work at D = 18
+constexpr int64_t kOccurrencesPerTask =
+    2048;  // of the gradient of weights: about 50 us of work at D = 18
 
 // Throws unless `weight` is rows of D contiguous elements, at any distance.
 void check_weight(const Tensor& weight) {
@@ -29,7 +31,8 @@ void check_weight(const Tensor& weight) {
          ", got ", shape_of(weight));
   expect_float(weight, "weight");
   expect(weight.size(1) == 1 || weight.stride(1) == 1,
-         "weight: expected rows of contiguous elements (stride(1) == 1), got stride(1) = ", weight.stride(1));
+         "weight: expected rows of contiguous elements (stride(1) == 1), got stride(1) = ",
+         weight.stride(1));
 }
 
 template <typename T>
@@ -55,11 +58,13 @@ void pool(const Tensor& weight, const Tensor& rows, const Tensor& offsets,
 }
 
 // The last seven arguments are for the gradient (esmm_fast/ops/pooled_embedding.py).
-std::tuple<Tensor, Tensor> pooled_embedding_cpu(
-    Tensor weight, Tensor rows, Tensor offsets, std::optional<Tensor> weights,
-    Tensor /*bag_of_occurrence*/, Tensor /*touched_rows*/, Tensor /*segment_ptr*/,
-    Tensor /*occurrence_by_row*/, std::optional<Tensor> /*queue*/, int64_t common_bags, bool mean,
-    bool /*sparse*/) {
+std::tuple<Tensor, Tensor> pooled_embedding_cpu(Tensor weight, Tensor rows, Tensor offsets,
+                                                std::optional<Tensor> weights,
+                                                Tensor /*bag_of_occurrence*/,
+                                                Tensor /*touched_rows*/, Tensor /*segment_ptr*/,
+                                                Tensor /*occurrence_by_row*/,
+                                                std::optional<Tensor> /*queue*/,
+                                                int64_t common_bags, bool mean, bool /*sparse*/) {
   check_weight(weight);
   expect_vector(rows, ScalarType::Int, -1, "rows");
   expect_vector(offsets, ScalarType::Int, -1, "offsets");
@@ -146,8 +151,8 @@ Tensor occurrence_gradients_cpu(Tensor grad_common, Tensor grad_impression, Tens
   const BagGradients gradients{grad_common, grad_impression, std::nullopt, bag_of_occurrence};
   gradients.check();
   check_weight(weight);
-  expect(weight.size(1) == gradients.dim(), "weight: expected shape [R, ", gradients.dim(), "], got ",
-         shape_of(weight));
+  expect(weight.size(1) == gradients.dim(), "weight: expected shape [R, ", gradients.dim(),
+         "], got ", shape_of(weight));
   expect_dtype(weight, grad_common.scalar_type(), "weight");
   expect_vector(rows, ScalarType::Int, gradients.occurrences(), "rows");
   expect_inside(rows, weight.size(0), "rows", "the table", "rows");

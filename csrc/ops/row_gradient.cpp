@@ -24,8 +24,8 @@ void expect_inside(const Tensor& values, int64_t limit, const char* name, const 
   });
   const int64_t bad = first;
   if (bad < count)
-    fail<std::out_of_range>(name, "[", bad, "] = ", data[bad], " is outside ", what, " of ", limit, " ",
-                            unit);
+    fail<std::out_of_range>(name, "[", bad, "] = ", data[bad], " is outside ", what, " of ", limit,
+                            " ", unit);
 }
 
 void expect_bounds(const Tensor& bounds, int64_t last, int64_t step, const char* name,
@@ -66,8 +66,8 @@ Transpose<T>::Transpose(const BagGradients& gradients, const Tensor& segment_ptr
   expect_vector(segment_ptr, ScalarType::Int, -1, "segment_ptr");
   expect_vector(occurrence_by_row, ScalarType::Int, gradients.occurrences(), "occurrence_by_row");
   expect_bounds(segment_ptr, gradients.occurrences(), 0, "segment_ptr", "occurrences");
-  expect_inside(occurrence_by_row, gradients.occurrences(), "occurrence_by_row",
-                "the batch", "occurrences");
+  expect_inside(occurrence_by_row, gradients.occurrences(), "occurrence_by_row", "the batch",
+                "occurrences");
   touched_ = segment_ptr.size(0) - 1;
   view_.segment_ptr = segment_ptr.const_data_ptr<int32_t>();
   view_.occurrence_by_row = occurrence_by_row.const_data_ptr<int32_t>();

@@ -1,5 +1,5 @@
-// The gradient of the pooled bags with the plan's transpose, as the kernels take it: checked, and with the sums of
-// long segments made.
+// The gradient of the pooled bags with the plan's transpose, as the kernels take it: checked, and
+// with the sums of long segments made.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -29,7 +29,8 @@ struct BagGradients {
   void check() const;
 };
 
-// Throws the first value outside [0, limit), as `name[i] = value is outside <what> of <limit> <unit>`.
+// Throws the first value outside [0, limit), as `name[i] = value is outside <what> of <limit>
+// <unit>`.
 void expect_inside(const torch::stable::Tensor& values, int64_t limit, const char* name,
                    const char* what, const char* unit);
 
@@ -56,7 +57,8 @@ RowGradient<T> as_row_gradient(const BagGradients& g) {
 template <typename T>
 class Transpose {
  public:
-  // Checks segment_ptr [T + 1] and occurrence_by_row [N], and sums the blocks of long segments in parallel.
+  // Checks segment_ptr [T + 1] and occurrence_by_row [N], and sums the blocks of long segments in
+  // parallel.
   Transpose(const BagGradients& gradients, const torch::stable::Tensor& segment_ptr,
             const torch::stable::Tensor& occurrence_by_row);
 
@@ -68,11 +70,13 @@ class Transpose {
     return (view_.segment_ptr[touched_] + touched_ * kRowCost + kChunkCost - 1) / kChunkCost;
   }
 
-  // Calls work(chunk, begin, end) for ranges of touched rows that together are all of them, in parallel.
+  // Calls work(chunk, begin, end) for ranges of touched rows that together are all of them, in
+  // parallel.
   template <typename Work>
   void for_rows(const Work& work) const {
     for_chunks(chunks(), [&](int64_t chunk) {
-      const int64_t begin = first_at_cost(view_.segment_ptr, touched_, kRowCost, chunk * kChunkCost);
+      const int64_t begin =
+          first_at_cost(view_.segment_ptr, touched_, kRowCost, chunk * kChunkCost);
       const int64_t end =
           first_at_cost(view_.segment_ptr, touched_, kRowCost, (chunk + 1) * kChunkCost);
       if (begin < end) work(chunk, begin, end);

@@ -1,7 +1,8 @@
 """GradientQueue: the gradients of pooled bags that wait for a fused optimizer's step, and the op that fills it.
 
-The queue's tensor, not the queue, goes through autograd and torch.compile: it holds the queue's number, and the op
-`keep_gradient` declares that it mutates it, so that no compiler drops, repeats or reorders the call.
+The queue's tensor, not the queue, goes through autograd and torch.compile: it holds the queue's
+number, and the op `keep_gradient` declares that it mutates it, so that no compiler drops, repeats
+or reorders the call.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from .mutation import bumps_version
 
 
 @dataclass
@@ -96,14 +95,19 @@ def merged(entries: list[KeptGradient]) -> KeptGradient:
             grad_impression=torch.stack([e.grad_impression for e in entries]).sum(0),
         )
     grads = [g for e in entries for g in (e.grad_common, e.grad_impression)]
-    bag_bases = [0, *itertools.accumulate(len(e.grad_common) + len(e.grad_impression) for e in entries)]
+    bag_bases = [
+        0,
+        *itertools.accumulate(len(e.grad_common) + len(e.grad_impression) for e in entries),
+    ]
     bases = [0, *itertools.accumulate(len(e.bag_of_occurrence) for e in entries)]
     row_of_segment_place = torch.cat(
         [torch.repeat_interleave(e.touched_rows, e.segment_ptr.diff()) for e in entries]
     )
     ordered, order = torch.sort(row_of_segment_place, stable=True)
     touched, counts = torch.unique_consecutive(ordered, return_counts=True)
-    places = torch.cat([e.occurrence_by_row + base for e, base in zip(entries, bases, strict=False)])
+    places = torch.cat(
+        [e.occurrence_by_row + base for e, base in zip(entries, bases, strict=False)]
+    )
     weights = None
     if any(e.weights is not None for e in entries):
         ones = [first.grad_common.new_ones(len(e.bag_of_occurrence)) for e in entries]
@@ -129,14 +133,14 @@ class GradientQueue:
     """What waits for one optimizer to update one group of tables.
 
     Attributes:
-        tensor: [2] int64 on the CPU: the queue's number, and how many gradients were ever kept.
+        tensor: [1] int64 on the CPU: the queue's number.
         entries: The gradients that wait, oldest first.
         waited_for: A foreign optimizer that has stepped since the oldest of them came (see optim).
     """
 
     def __init__(self, owner: Any) -> None:
         number = next(_numbers)
-        self.tensor = torch.tensor([number, 0])
+        self.tensor = torch.tensor([number])
         self.entries: list[KeptGradient] = []
         self.waited_for: int | None = None
         self._carriers: list[nn.Parameter] = []
@@ -181,11 +185,14 @@ class GradientQueue:
     def carriers(self) -> list[nn.Parameter]:
         """Parameters whose `.grad` are the waiting gradients themselves.
 
-        torch.amp.GradScaler looks for infinities in, and scales, the `.grad` of an optimizer's parameters in place;
-        through these it reaches the gradients by bag. Empty while nothing waits.
+        torch.amp.GradScaler looks for infinities in, and scales, the `.grad` of an optimizer's
+        parameters in place; through these it reaches the gradients by bag. Empty while nothing
+        waits.
         """
         for entry in self.entries[len(self._carriers) // 2 :]:
-            entry.grad_common = entry.grad_common.clone()  # it may be shared; the carrier's is written
+            entry.grad_common = (
+                entry.grad_common.clone()
+            )  # it may be shared; the carrier's is written
             entry.grad_impression = entry.grad_impression.clone()
             for grad in (entry.grad_common, entry.grad_impression):
                 carrier = nn.Parameter(grad.new_zeros(1).expand(grad.shape))
@@ -200,7 +207,7 @@ class GradientQueue:
 
 
 @torch.library.impl("esmm_fast::keep_gradient", "CompositeExplicitAutograd")
-def _keep_gradient(
+def _keep_gradient(  # nothing is written to `queue`: two lookups in one step save it for backward at one version
     queue: Tensor,
     grad_common: Tensor,
     grad_impression: Tensor,
@@ -234,12 +241,8 @@ def _keep_gradient(
         return tensor.clone(memory_format=torch.contiguous_format) if copy else tensor.contiguous()
 
     found.put(KeptGradient(*[own(tensor) for tensor in tensors]))
-    queue[1] += 1
 
 
 @torch.library.register_fake("esmm_fast::keep_gradient")
 def _(*args: Any) -> None:
     return None
-
-
-bumps_version("keep_gradient")
