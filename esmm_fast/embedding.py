@@ -186,6 +186,8 @@ class EmbeddingTables(nn.Module):
 
     def fuse(self, owner: Any, states: Mapping[str, tuple[int, float]]) -> None:
         """Moves the weight into one buffer with the states of `owner`: name -> (elements per row, initial value)."""
+        if self._queue is not None:
+            self._queue.retire()
         self._states, first = {}, self.dim
         for name, (width, _) in states.items():
             self._states[name] = (first, width)
@@ -203,6 +205,8 @@ class EmbeddingTables(nn.Module):
 
     def unfuse(self) -> None:
         """Returns to ordinary mode: the weight stays, the optimizer's state and what waits for it are dropped."""
+        if self._queue is not None:
+            self._queue.retire()
         self._states, self._queue = {}, None
         self.weight.data = self.weight.detach().contiguous()
 

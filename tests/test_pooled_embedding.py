@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.library import opcheck
 
 import esmm_fast
@@ -177,7 +178,7 @@ def test_opcheck() -> None:
 
 
 def test_compiles_once_for_all_batch_sizes() -> None:
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
 
     @torch.compile(fullgraph=True, dynamic=True, backend=counter)
     def loss(weight: Tensor, plan: Plan, common_bags: int) -> Tensor:

@@ -139,18 +139,23 @@ class GradientQueue:
     """
 
     def __init__(self, owner: Any) -> None:
-        number = next(_numbers)
-        self.tensor = torch.tensor([number])
+        self._number = next(_numbers)
+        self.tensor = torch.tensor([self._number])
         self.entries: list[KeptGradient] = []
         self.waited_for: int | None = None
         self._carriers: list[nn.Parameter] = []
         self._owner = weakref.ref(owner)
-        _queues[number] = self
+        _queues[self._number] = self
 
     @property
     def owner(self) -> Any:
         """The optimizer that takes the gradients, or None if it no longer exists."""
         return self._owner()
+
+    def retire(self) -> None:
+        """Drops what waits and takes no more: the tables have another queue, or none."""
+        self.clear()
+        _queues.pop(self._number, None)
 
     def put(self, entry: KeptGradient) -> None:
         if self.owner is None:
