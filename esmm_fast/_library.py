@@ -26,9 +26,10 @@ def _load(name: str) -> None:
         import esmm_fast
 
         raise ImportError(
-            f"esmm_fast was imported from {list(esmm_fast.__path__)}, but {name} is not there. Likely causes:\n"
-            "  1. Python started in the source folder, which hides the installed package: start it elsewhere, or\n"
-            "     call `pytest` instead of `python -m pytest`.\n"
+            f"esmm_fast was imported from {list(esmm_fast.__path__)}, but {name} is not there. "
+            "Likely causes:\n"
+            "  1. Python started in the source folder, which hides the installed package: start it "
+            "elsewhere, or\n     call `pytest` instead of `python -m pytest`.\n"
             "  2. The package was copied instead of installed: run `pip install .`"
         )
     try:
@@ -36,8 +37,9 @@ def _load(name: str) -> None:
     except OSError as error:
         raise ImportError(
             f"{path} could not be loaded with {torch_line}: {error}. Likely causes:\n"
-            "  1. torch is older than 2.10, the first with the stable ABI that esmm_fast is built on.\n"
-            "  2. The library was built for another platform or C++ runtime: `pip install --force-reinstall --no-deps .`\n"
+            "  1. torch is older than 2.10, the first with the stable ABI that esmm_fast uses.\n"
+            "  2. The library was built for another platform or C++ runtime: "
+            "`pip install --force-reinstall --no-deps .`\n"
             "  3. A conda environment brings an older libstdc++ than the compiler that built it."
         ) from error
 
@@ -72,10 +74,11 @@ def set_isa(name: str) -> None:
         ValueError: This machine lacks it, or there is no such one: ``instruction set: expected one
             of baseline, avx2, best on this machine, got 'avx512'``.
 
+    >>> before = isa()
     >>> set_isa("baseline")
     >>> isa()
     'baseline'
-    >>> set_isa("best")
+    >>> set_isa(before)
     """
     torch.ops.esmm_fast.set_isa(name)
 

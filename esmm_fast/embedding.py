@@ -19,7 +19,7 @@ _LINE = 64  # bytes of a cache line
 
 
 class EmbeddingTables(nn.Module):
-    """The tables of a schema in one parameter `weight` [R, D]; called with a batch, the pooled fields of both sides.
+    """The tables of a schema in one parameter `weight` [R, D]; pools the fields of a whole batch.
 
     Letters: R rows of all tables together, D dimension, U common rows and B impressions of the
         batch, Fc and Fs fields
@@ -59,7 +59,8 @@ class EmbeddingTables(nn.Module):
     >>> tables = EmbeddingTables(schema, dim=2)
     >>> tables
     EmbeddingTables(2 fields, 2 tables, 7 rows, dim=2, 56 bytes)
-    >>> plan = batch_plan(torch.tensor([1, 2, 4, 6]), torch.tensor([0, 2, 3, 4]))  # one user {1, 2}, items 0 and 2
+    >>> rows = torch.tensor([1, 2, 4, 6])  # one user {1, 2}, items 0 and 2
+    >>> plan = batch_plan(rows, torch.tensor([0, 2, 3, 4]))
     >>> batch = Batch(plan, 1, torch.tensor([0, 0], dtype=torch.int32), labels=torch.zeros(2, 2))
     >>> common, impression = tables(batch)
     >>> common.shape, impression.shape
@@ -86,8 +87,8 @@ class EmbeddingTables(nn.Module):
         for field in schema.fields:
             if field.dim not in (None, dim):
                 raise NotImplementedError(
-                    f"field {field.name!r} has dim={field.dim}, the tables dim={dim}: one dimension for all fields is "
-                    "supported"
+                    f"field {field.name!r} has dim={field.dim}, the tables dim={dim}: "
+                    "one dimension for all fields is supported"
                 )
         if not 1 <= dim <= 256:
             raise ValueError(f"dim: expected 1 to 256, got {dim}")
@@ -118,15 +119,15 @@ class EmbeddingTables(nn.Module):
                 array = np.ascontiguousarray(np.asarray(feature_ids[table]))
                 if array.shape != (rows,) or array.dtype.kind not in "iu":
                     raise ValueError(
-                        f"feature_ids[{table!r}]: expected {rows} integers, one per row, got shape {array.shape} of "
-                        f"{array.dtype}"
+                        f"feature_ids[{table!r}]: expected {rows} integers, one per row, "
+                        f"got shape {array.shape} of {array.dtype}"
                     )
                 ids = torch.from_numpy(array.astype(np.uint64).view(np.int64))
             part = weight[bases[table] : bases[table] + rows]
             ops.embedding_init(part, ids, key=_table_key(seed, table), std=init_std)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Returns the pooled fields of the common rows [U, Fc * D] and of the impressions [B, Fs * D].
+        """Returns the pooled fields of common rows, [U, Fc * D], and impressions, [B, Fs * D].
 
         Raises:
             ValueError: The batch is on another device or has another number of bags than the
@@ -139,14 +140,15 @@ class EmbeddingTables(nn.Module):
         common_bags = batch.common * common_fields
         if plan.rows.device != self.weight.device:
             raise ValueError(
-                f"batch: expected it on the tables' device {self.weight.device}, got {plan.rows.device} "
-                "(batch.to(device) moves it)"
+                f"batch: expected it on the tables' device {self.weight.device}, "
+                f"got {plan.rows.device} (batch.to(device) moves it)"
             )
         if plan.offsets.shape[0] - 1 != common_bags + impressions * impression_fields:
             raise ValueError(
-                f"batch: expected {batch.common} common rows x {common_fields} fields + {impressions} impressions x "
-                f"{impression_fields} fields = {common_bags + impressions * impression_fields} bags, got "
-                f"{plan.offsets.shape[0] - 1}"
+                f"batch: expected {batch.common} common rows x {common_fields} fields + "
+                f"{impressions} impressions x {impression_fields} fields = "
+                f"{common_bags + impressions * impression_fields} bags, "
+                f"got {plan.offsets.shape[0] - 1}"
             )
         common, impression = ops.pooled_embedding(
             self.weight, plan, common_bags, self.mean, sparse=self.sparse, queue=self._queue
@@ -158,14 +160,15 @@ class EmbeddingTables(nn.Module):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tables in memory, the state of a fused optimizer beside them and padding included."""
+        """Bytes of the tables in memory, with a fused optimizer's state and padding."""
         return self.weight.shape[0] * self.weight.stride(0) * self.weight.element_size()
 
     def extra_repr(self) -> str:
         schema = self.schema
         return (
-            f"{len(schema.fields)} fields, {len(schema.tables)} tables, {self.weight.shape[0]} rows, dim={self.dim}, "
-            f"{_readable(self.nbytes)}" + (", fused" if self.fused else "")
+            f"{len(schema.fields)} fields, {len(schema.tables)} tables, "
+            f"{self.weight.shape[0]} rows, dim={self.dim}, {_readable(self.nbytes)}"
+            + (", fused" if self.fused else "")
         )
 
     # ---- fused mode: weight and optimizer state in one buffer; esmm_fast.optim calls these
@@ -185,7 +188,12 @@ class EmbeddingTables(nn.Module):
         return self._queue
 
     def fuse(self, owner: Any, states: Mapping[str, tuple[int, float]]) -> None:
-        """Moves the weight into one buffer with the states of `owner`: name -> (elements per row, initial value)."""
+        """Moves the weight into one buffer with the states of `owner`.
+
+        Args:
+            owner: The optimizer; it is not kept alive.
+            states: name -> (elements per row, initial value).
+        """
         if self._queue is not None:
             self._queue.retire()
         self._states, first = {}, self.dim
@@ -204,14 +212,14 @@ class EmbeddingTables(nn.Module):
         self._queue = GradientQueue(owner)
 
     def unfuse(self) -> None:
-        """Returns to ordinary mode: the weight stays, the optimizer's state and what waits for it are dropped."""
+        """Returns to ordinary mode; drops the optimizer's state and what waits for it."""
         if self._queue is not None:
             self._queue.retire()
         self._states, self._queue = {}, None
         self.weight.data = self.weight.detach().contiguous()
 
     def table(self) -> Tensor:
-        """Returns the buffer [R, stride]: each row's weight, then its states, then padding. Writing it changes them."""
+        """Returns the buffer itself, [R, stride]: a row's weight, then its states, then padding."""
         weight = self.weight.detach()
         return weight.as_strided((weight.shape[0], weight.stride(0)), (weight.stride(0), 1))
 
@@ -240,8 +248,8 @@ class EmbeddingTables(nn.Module):
         table = fn(self.table())
         if table.dtype not in (torch.float32, torch.float64) or table.device.type == "meta":
             raise TypeError(
-                f"tables with a fused optimizer can be float32 or float64 on a real device, not {table.dtype} on "
-                f"{table.device}: call unfuse() first (it drops the optimizer's state)"
+                "tables with a fused optimizer can be float32 or float64 on a real device, "
+                f"not {table.dtype} on {table.device}: call unfuse() first (it drops the state)"
             )
         self._place(table)
         self.queue.convert(fn)
@@ -282,7 +290,7 @@ def _table_key(seed: int, table: str) -> int:
 
 
 def _stride(elements: int, element_size: int) -> int:
-    """Returns the elements from row to row: whole cache lines, or for small rows a power of two that divides one.
+    """Returns the elements from row to row: whole cache lines, for small rows a part of one.
 
     >>> _stride(54, 4), _stride(3, 4)
     (64, 4)

@@ -19,7 +19,7 @@ _fused: weakref.WeakSet[EmbeddingTables] = weakref.WeakSet()
 
 
 class TableOptimizer(torch.optim.Optimizer):
-    """What the optimizers of embedding tables share; a subclass gives its rule, its states and its step size.
+    """What the optimizers of tables share; a subclass gives its rule, states and step size.
 
     Constructing one moves the tables of `model` into fused mode (see EmbeddingTables). Then:
 
@@ -49,12 +49,14 @@ class TableOptimizer(torch.optim.Optimizer):
     def __init__(self, model: nn.Module, defaults: dict[str, Any]) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(
-                f"model: expected a module with EmbeddingTables (not its parameters), got {type(model).__name__}"
+                "model: expected a module with EmbeddingTables (not its parameters), "
+                f"got {type(model).__name__}"
             )
         tables = [m for m in model.modules() if isinstance(m, EmbeddingTables)]
         if not tables:
             raise ValueError(
-                f"model: expected a module with EmbeddingTables, {type(model).__name__} contains none"
+                "model: expected a module with EmbeddingTables, "
+                f"{type(model).__name__} contains none"
             )
         _check_at_least("lr", defaults["lr"], 0)
         if (norm := defaults["max_grad_norm"]) is not None and not norm > 0:
@@ -86,7 +88,7 @@ class TableOptimizer(torch.optim.Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """One group: the tables' weights, and while gradients wait the parameters that carry them (for GradScaler)."""
+        """One group: the tables' weights and, while gradients wait, their carriers (GradientQueue)."""
         if self.tables:
             carriers = [carrier for queue in self._owned_queues() for carrier in queue.carriers()]
             self._groups[0]["params"] = [t.weight for t in self.tables] + carriers
@@ -99,7 +101,8 @@ class TableOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         if self.tables:
             raise NotImplementedError(
-                f"{type(self).__name__} has one group: make a second optimizer for tables with other settings"
+                f"{type(self).__name__} has one group: "
+                "make a second optimizer for tables with other settings"
             )
         super().add_param_group(param_group)
 
@@ -107,8 +110,8 @@ class TableOptimizer(torch.optim.Optimizer):
         for table, queue in zip(self.tables, self._queues, strict=True):
             if table._queue is not queue:
                 raise RuntimeError(
-                    f"this {type(self).__name__} no longer owns its tables: another optimizer took them over, or "
-                    "unfuse() gave them back. Use that one, or make a new optimizer."
+                    f"this {type(self).__name__} no longer owns its tables: another optimizer took "
+                    "them over, or unfuse() gave them back. Use that one, or make a new optimizer."
                 )
         return self._queues
 
@@ -155,7 +158,7 @@ class TableOptimizer(torch.optim.Optimizer):
         return {"step": self.state[table.weight]["step"], **state}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns {"state": {i: {"step", one contiguous tensor per state}}, "param_groups"}, as torch's optimizers do."""
+        """Returns state (step and one contiguous tensor per state) and groups in torch's format."""
         self._owned_queues()
         group = {name: value for name, value in self._groups[0].items() if name != "params"}
         return {
@@ -165,13 +168,17 @@ class TableOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over a state_dict of the same kind of optimizer (LazyAdam: also one of torch.optim.SparseAdam)."""
+        """Takes over the state_dict of an optimizer with the same states.
+
+        A LazyAdam also takes one of torch.optim.SparseAdam.
+        """
         self._owned_queues()
         groups, states = state_dict["param_groups"], state_dict["state"]
         count = sum(len(group["params"]) for group in groups)
         if len(groups) != 1 or count != len(self.tables):
             raise ValueError(
-                f"state_dict: expected one group with {len(self.tables)} tables, got {len(groups)} with {count}"
+                f"state_dict: expected one group with {len(self.tables)} tables, "
+                f"got {len(groups)} with {count}"
             )
         for i, table in enumerate(self.tables):  # everything is checked before anything is written
             for name, (width, _) in self.states(table.dim).items():
@@ -179,7 +186,8 @@ class TableOptimizer(torch.optim.Optimizer):
                 if i in states and (name not in states[i] or states[i][name].shape != shape):
                     found = list(states[i][name].shape) if name in states[i] else sorted(states[i])
                     raise ValueError(
-                        f"state_dict: state[{i}][{name!r}]: expected shape {list(shape)}, got {found}"
+                        f"state_dict: state[{i}][{name!r}]: expected shape {list(shape)}, "
+                        f"got {found}"
                     )
         group = self._groups[0]
         group.update(
@@ -216,8 +224,9 @@ class SGD(TableOptimizer):
 
 
 class Adagrad(TableOptimizer):
-    """sum += g^2, w -= lr g / (sqrt(sum) + eps), element by element. Equal to torch.optim.Adagrad on sparse gradients.
+    """sum += g^2; w -= lr g / (sqrt(sum) + eps), element by element.
 
+    Equal to torch.optim.Adagrad on sparse gradients.
     State: `sum` [R, D]. The rate is lr / (1 + (step - 1) lr_decay).
     """
 
@@ -258,8 +267,9 @@ class Adagrad(TableOptimizer):
 
 
 class RowwiseAdagrad(Adagrad):
-    """sum += mean of g^2 over the row, w -= lr g / (sqrt(sum) + eps): Adagrad with one accumulator per row.
+    """sum += mean of g^2 over the row; w -= lr g / (sqrt(sum) + eps).
 
+    Adagrad with one accumulator per row: the exact row-wise Adagrad of FBGEMM and TorchRec.
     State: `sum` [R, 1], which lies in the padding of most rows. The exact row-wise Adagrad of
         FBGEMM and TorchRec.
     """
@@ -269,7 +279,7 @@ class RowwiseAdagrad(Adagrad):
 
 
 class LazyAdam(TableOptimizer):
-    """Adam on the touched rows only; step by step equal to torch.optim.SparseAdam, whose state_dict it reads and writes.
+    """Adam on the touched rows only, step by step equal to torch.optim.SparseAdam.
 
     m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v); w -= lr sqrt(1 - beta2^t) / (1 - beta1^t)
     m / (sqrt(v) + eps), where t counts the steps, not the touches of a row. It differs from Adam,
@@ -322,7 +332,7 @@ class LazyAdam(TableOptimizer):
 
 
 class LazyAdamW(LazyAdam):
-    """LazyAdam with decoupled weight decay: a touched row first shrinks by 1 - lr weight_decay. Others do not shrink."""
+    """LazyAdam with decoupled weight decay: a touched row first shrinks by 1 - lr weight_decay."""
 
     def __init__(
         self,
@@ -340,7 +350,7 @@ class LazyAdamW(LazyAdam):
 
 
 def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
-    """Scales all gradients of `model` so that their joint norm is at most `max_norm`; returns the norm before, a scalar.
+    """Scales all gradients of `model` to a joint norm of at most `max_norm`; returns the old norm.
 
     Like torch.nn.utils.clip_grad_norm_, but fused tables count too, by the gradient of their
     touched rows. Call it after `GradScaler.unscale_` where a scaler is used.
@@ -377,7 +387,7 @@ def _check_at_least(name: str, value: float, least: float) -> None:
 
 
 def _refuse_idle_tables(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    """Raises where an optimizer of torch has fused tables among its parameters and nobody applies their gradient.
+    """Raises where an optimizer of torch steps fused tables whose gradient nobody applies.
 
     Tables that a LazyAdam steps may be among another optimizer's parameters: it finds no `.grad`
     there and skips them. But where the gradient that waited at its last step still waits at this
@@ -395,9 +405,9 @@ def _refuse_idle_tables(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
             if tables.queue.waited_for == id(optimizer):
                 owner = type(tables.queue.owner).__name__
                 raise RuntimeError(
-                    f"{type(optimizer).__name__} steps, but the tables among its parameters belong to {owner}, which "
-                    f"does not: their gradient waits for its step(). Call it too, or tables.unfuse() to train them "
-                    f"with {type(optimizer).__name__}."
+                    f"{type(optimizer).__name__} steps, but the tables among its parameters belong "
+                    f"to {owner}, which does not: their gradient waits for its step(). Call it too, "
+                    f"or tables.unfuse() to train them with {type(optimizer).__name__}."
                 )
             tables.queue.waited_for = id(optimizer)
 

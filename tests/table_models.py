@@ -1,4 +1,4 @@
-"""A small model over EmbeddingTables and random batches for it, for the tests of tables and optimizers."""
+"""A small model over EmbeddingTables and random batches for it, shared by two test files."""
 
 import torch
 from torch import Tensor, nn

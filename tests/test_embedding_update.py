@@ -1,4 +1,4 @@
-"""ops.embedding_update and ops.embedding_init: the rows of a table, step by step and at the start."""
+"""ops.embedding_update and ops.embedding_init: the rows of a table, updated and at the start."""
 
 from dataclasses import replace
 
@@ -11,6 +11,7 @@ from torch.library import opcheck
 
 import esmm_fast
 from esmm_fast import ops, reference
+from esmm_fast._library import isa
 from esmm_fast.ops.embedding_update import RULES
 from esmm_fast.ops.gradient_queue import KeptGradient, merged
 from esmm_fast.reference.embedding_update import row_gradients
@@ -172,6 +173,7 @@ def test_same_bits_for_any_number_of_threads(rule: str) -> None:
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_every_instruction_set(name: str, rule: str) -> None:
     best = [updated(rule, dim) for dim in (3, 18)]
+    before = isa()
     try:
         esmm_fast.set_isa(name)
     except ValueError as error:
@@ -180,20 +182,20 @@ def test_every_instruction_set(name: str, rule: str) -> None:
         for a, b in zip([updated(rule, dim) for dim in (3, 18)], best, strict=True):
             torch.testing.assert_close(a, b)
     finally:
-        esmm_fast.set_isa("best")
+        esmm_fast.set_isa(before)
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"touched_rows": index(1, 9)}, IndexError, r"touched_rows\[1\] = 9 is outside the table of 9"),
-        ({"touched_rows": index(4, 4)}, ValueError, r"touched_rows\[1\] = 4: expected more than touched_rows\[0\] = 4"),
+        ({"touched_rows": index(1, 9)}, IndexError, r"touched_rows\[1\] = 9 is outside"),
+        ({"touched_rows": index(4, 4)}, ValueError, r"touched_rows\[1\] = 4: expected more than"),
         ({"touched_rows": index(1)}, ValueError, r"touched_rows: expected shape \[2\], got \[1\]"),
-        ({"segment_ptr": index(0, 1, 2)}, ValueError, r"segment_ptr\[2\] = 2: expected the number of occ.*, 3"),
-        ({"occurrence_by_row": index(0, 1, -3)}, IndexError, r"occurrence_by_row\[2\] = -3 is outside"),
-        ({"bag_of_occurrence": index(0, 1, 2)}, IndexError, r"bag_of_occurrence\[2\] = 2 is outside the batch of 2 bags"),
+        ({"segment_ptr": index(0, 1, 2)}, ValueError, r"segment_ptr\[2\] = 2: expected the num.* 3"),
+        ({"occurrence_by_row": index(0, 1, -3)}, IndexError, r"by_row\[2\] = -3 is outside"),
+        ({"bag_of_occurrence": index(0, 1, 2)}, IndexError, r"\[2\] = 2 is outside the batch of 2 bags"),
         ({"weights": torch.ones(2)}, ValueError, r"weights: expected shape \[3\], got \[2\]"),
-        ({"grad_impression": torch.ones(2, 3)}, ValueError, r"grad_impression: expected shape \[impression bags, 4\], got \[2, 3\]"),
+        ({"grad_impression": torch.ones(2, 3)}, ValueError, r"expected shape .* 4\], got \[2, 3\]"),
     ],
 )  # fmt: skip
 def test_refuses_bad_arguments_before_it_writes(

@@ -1,4 +1,4 @@
-"""Fused optimizers of EmbeddingTables: equal to torch's step by step, and at home in torch's machinery."""
+"""Fused optimizers of EmbeddingTables: equal to torch's, and at home in torch's machinery."""
 
 import copy
 import pickle
@@ -56,15 +56,12 @@ def test_equals_torch_step_by_step(ours: Callable, torch_optimizer: Callable, di
         train(twin, *twins, steps=range(step, step + 1))
         torch.testing.assert_close(fused.tables.weight, twin.tables.weight, rtol=1e-6, atol=1e-7)
     assert fused.tables.weight.grad is None
-    ours_state, torch_state = (
-        (o.state_dict()["state"][0] for o in (optimizers[0], twins[0]))
-        if twins[0].state
-        else ({}, {})
-    )
-    for name, value in torch_state.items():
-        torch.testing.assert_close(
-            torch.as_tensor(ours_state[name]).float(), torch.as_tensor(value).float()
-        )
+    state = optimizers[0].state_dict()["state"][0]
+    for name, value in twins[0].state_dict()["state"].get(0, {}).items():
+        if value is not None:  # momentum of torch.optim.SGD
+            torch.testing.assert_close(
+                torch.as_tensor(state[name], dtype=torch.float32), torch.as_tensor(value).float()
+            )
 
 
 def test_rowwise_adagrad_literal() -> None:
@@ -72,7 +69,7 @@ def test_rowwise_adagrad_literal() -> None:
     optimizer = RowwiseAdagrad(tables, lr=0.5, eps=0)
     batch = make_batch(0)
     for _ in range(2):
-        common, impression = tables(batch)
+        common, _ = tables(batch)
         (common[0, 0] * 3 + common[0, 1] * 4).backward()
         optimizer.step()
     first = int(batch.plan.rows[0])

@@ -1,5 +1,8 @@
 """ops.pooled_embedding: pooling of a batch's bags, its gradients, and what it refuses."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -196,7 +199,7 @@ def test_compiles_once_for_all_batch_sizes() -> None:
 
 
 def everything(dim: int) -> list[Tensor]:
-    """Outputs and gradients of a batch with long bags, long segments and enough work for several threads."""
+    """Outputs and gradients of a batch with long bags and segments, enough for several threads."""
     plan = make_plan([0, 1, 30, 9_000, 2] + [3, 1, 0, 20] * 500, rows=300, seed=1)
     plan.rows[plan.rows < 40] = 7
     plan = reference.batch_plan(plan.rows.long(), plan.offsets, plan.weights)
@@ -224,6 +227,7 @@ def test_same_bits_for_any_number_of_threads(dim: int) -> None:
 @pytest.mark.parametrize("dim", [3, 18, 100])
 def test_every_instruction_set(name: str, dim: int) -> None:
     best = everything(dim)
+    before = isa()
     try:
         esmm_fast.set_isa(name)
     except ValueError as error:
@@ -233,7 +237,19 @@ def test_every_instruction_set(name: str, dim: int) -> None:
         for a, b in zip(everything(dim), best, strict=True):
             torch.testing.assert_close(a, b)
     finally:
-        esmm_fast.set_isa("best")
+        esmm_fast.set_isa(before)
+
+
+def test_environment_variable_forces_an_instruction_set() -> None:
+    command = "from esmm_fast import _library; print(_library.isa())"
+    for name, returncode, output in (("baseline", 0, "baseline"), ("sse9", 1, "ESMM_FAST_ISA")):
+        run = subprocess.run(
+            [sys.executable, "-c", command],
+            env={**os.environ, "ESMM_FAST_ISA": name},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == returncode and output in run.stdout + run.stderr
 
 
 def test_unknown_instruction_set_names_those_of_this_machine() -> None:

@@ -21,7 +21,7 @@ def embedding_init(
     key: int,
     std: float,
 ) -> None:
-    """Fills row r of `weight` with N(0, std^2), a function of (key, feature_ids[r]) and the column alone.
+    """Fills `weight` with N(0, std^2); a row depends on (key, its feature id) alone.
 
     The same bits on every machine, for any order or number of rows and any number of threads.
 

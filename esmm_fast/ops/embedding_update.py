@@ -36,15 +36,15 @@ def embedding_update(
     A row of `table` is the weight [D], then the states of the rule, then padding. With g =
     grad_factor * d(loss)/d(row):
 
-    ================= ======================= =========================================================================
-    rule              states                  step
-    ================= ======================= =========================================================================
-    sgd                                       w -= step_size g
-    adagrad           sum [D]                 sum += g^2; w -= step_size g / (sqrt(sum) + eps)
-    rowwise_adagrad   sum [1]                 sum += mean(g^2); w -= step_size g / (sqrt(sum) + eps)
-    lazy_adam         m [D], v [D]            m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v);
-                                              w = (1 - decay) w - step_size m / (sqrt(v) + eps)
-    ================= ======================= =========================================================================
+    ``sgd``
+        w -= step_size g
+    ``adagrad``, state sum [D]
+        sum += g^2; w -= step_size g / (sqrt(sum) + eps)
+    ``rowwise_adagrad``, state sum [1]
+        sum += mean of g^2 over the row; w -= step_size g / (sqrt(sum) + eps)
+    ``lazy_adam``, states m [D], v [D]
+        m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v);
+        w = (1 - decay) w - step_size m / (sqrt(v) + eps)
 
     Each row is owned by one thread: the same bits for any number of threads. Arguments are checked
     before the first row is written.

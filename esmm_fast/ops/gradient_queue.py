@@ -1,4 +1,4 @@
-"""GradientQueue: the gradients of pooled bags that wait for a fused optimizer's step, and the op that fills it.
+"""GradientQueue: gradients of pooled bags that wait for a fused optimizer; the op that fills it.
 
 The queue's tensor, not the queue, goes through autograd and torch.compile: it holds the queue's
 number, and the op `keep_gradient` declares that it mutates it, so that no compiler drops, repeats
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 @dataclass
 class KeptGradient:
-    """The gradient of a batch's pooled bags, and the plan that leads from it to the touched rows."""
+    """The gradient of a batch's pooled bags, and the plan from there to the touched rows."""
 
     grad_common: Tensor  # [common bags, D]
     grad_impression: Tensor  # [impression bags, D]
@@ -30,7 +30,7 @@ class KeptGradient:
     occurrence_by_row: Tensor  # [N] int32
 
     def to(self, convert: Callable[[Tensor], Tensor]) -> KeptGradient:
-        """Returns this gradient with `convert` applied to floats; the plan follows to their device."""
+        """Returns this gradient with floats converted; the plan follows to their device."""
 
         def follow(tensor: Tensor) -> Tensor:
             return tensor.to(grad_common.device)
@@ -84,7 +84,7 @@ class KeptGradient:
 
 
 def merged(entries: list[KeptGradient]) -> KeptGradient:
-    """Returns one gradient that is the sum of `entries`: by bag where they share a plan, else by a joint plan."""
+    """Returns the sum of `entries`: bag by bag where they share a plan, else by a joint plan."""
     first, *others = entries
     if not others:
         return first
@@ -160,9 +160,9 @@ class GradientQueue:
     def put(self, entry: KeptGradient) -> None:
         if self.owner is None:
             raise RuntimeError(
-                "these EmbeddingTables were handed to an esmm_fast.optim optimizer that no longer exists, so nothing "
-                "would ever apply this gradient. Keep the optimizer, make a new one, or call tables.unfuse() to train "
-                "them with an optimizer of torch."
+                "these EmbeddingTables were handed to an esmm_fast.optim optimizer that no longer "
+                "exists, so nothing would ever apply this gradient. Keep the optimizer, make a new "
+                "one, or call tables.unfuse() to train them with an optimizer of torch."
             )
         self.entries.append(entry)
 
@@ -212,7 +212,7 @@ class GradientQueue:
 
 
 @torch.library.impl("esmm_fast::keep_gradient", "CompositeExplicitAutograd")
-def _keep_gradient(  # nothing is written to `queue`: two lookups in one step save it for backward at one version
+def _keep_gradient(
     queue: Tensor,
     grad_common: Tensor,
     grad_impression: Tensor,
@@ -223,11 +223,13 @@ def _keep_gradient(  # nothing is written to `queue`: two lookups in one step sa
     occurrence_by_row: Tensor,
     copy: bool,
 ) -> None:
+    # `queue` is declared as mutated but never written: its version then stays, and several lookups
+    # of one step, each of which saved it for its backward pass, do not invalidate each other.
     found = _queues.get(int(queue[0]))
     if found is None:
         raise RuntimeError(
-            "the EmbeddingTables whose backward pass this is no longer exist or have left their optimizer since the "
-            "forward pass (unfuse(), or a new optimizer)"
+            "the EmbeddingTables whose backward pass this is no longer exist or have left their "
+            "optimizer since the forward pass (unfuse(), or a new optimizer)"
         )
     tensors = (
         grad_common,

@@ -1,4 +1,4 @@
-"""Bumps the version counter of a tensor that an operator writes: autograd then sees in-place changes."""
+"""Bumps the version counter of a tensor that an operator writes, for autograd to see the change."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ _implementations = torch.library.Library("esmm_fast", "IMPL")
 
 
 def bumps_version(name: str) -> None:
-    """Makes `esmm_fast::name` bump the version of its first argument, which it must declare as mutated.
+    """Makes `esmm_fast::name` bump the version of its first argument, the one it mutates.
 
     A C++ operator with `Tensor(a!)` does not do so itself.
     """

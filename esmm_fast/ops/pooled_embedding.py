@@ -136,7 +136,7 @@ def pooled_embedding(
     sparse: bool = False,
     queue: GradientQueue | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the value-weighted sum of each bag's rows, [common_bags, D] and [bags - common_bags, D].
+    """Returns each bag's value-weighted sum of rows, [common_bags, D] and [bags - common_bags, D].
 
     Letters: R rows of the table, D dimension, N occurrences. An empty bag gives 0. Equivalent to
     ``index_add(zeros, bag_of_occurrence, weight[rows] * weights[:, None])``, cut at `common_bags`.
@@ -162,7 +162,8 @@ def pooled_embedding(
 
     >>> from esmm_fast.reference import batch_plan
     >>> weight = torch.tensor([[0., 0.], [1., 2.], [10., 20.]])
-    >>> plan = batch_plan(torch.tensor([1, 2, 2]), torch.tensor([0, 2, 2, 3]), torch.tensor([1., 0.5, 2.]))
+    >>> rows, weights = torch.tensor([1, 2, 2]), torch.tensor([1., 0.5, 2.])
+    >>> plan = batch_plan(rows, torch.tensor([0, 2, 2, 3]), weights)
     >>> pooled_embedding(weight, plan, common_bags=2)  # bags {1, 2 x 0.5}, {} | {2 x 2}
     (tensor([[ 6., 12.],
             [ 0.,  0.]]), tensor([[20., 40.]]))

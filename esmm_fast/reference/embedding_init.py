@@ -7,7 +7,10 @@ _WORD = 0xFFFFFFFF
 
 
 def _philox(key: int, low: Tensor, high: Tensor) -> Tensor:
-    """Returns 4 random words of 32 bits, [n, 4] int64, for each counter (low, high). Source: Salmon et al., SC'11."""
+    """Returns 4 random words of 32 bits for each counter (low, high), [n, 4] int64.
+
+    Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11.
+    """
     k0, k1 = key & _WORD, key >> 32 & _WORD
     x0, x1, x2, x3 = low & _WORD, low >> 32 & _WORD, high & _WORD, high >> 32 & _WORD
     for _ in range(10):
@@ -18,7 +21,7 @@ def _philox(key: int, low: Tensor, high: Tensor) -> Tensor:
 
 
 def embedding_init(weight: Tensor, feature_ids: Tensor, *, key: int, std: float) -> None:
-    """Fills row r of `weight` [R, D] with N(0, std^2), a function of (key, feature_ids[r]) and the column alone."""
+    """Fills `weight` [R, D] with N(0, std^2); a row depends on (key, its feature id) alone."""
     rows, dim = weight.shape
     blocks = -(-dim // 4)
     words = _philox(

@@ -1,4 +1,4 @@
-"""The optimizer step over touched rows in plain PyTorch: the specification of ops.embedding_update."""
+"""The optimizer step in plain PyTorch: the specification of ops.embedding_update."""
 
 from __future__ import annotations
 
