@@ -1,6 +1,7 @@
 """Entire-space CTR/CVR models (ESMM) trained at the speed of the hardware.
 
-The names below are the public API; each is imported when it is first used, so that `import esmm_fast` costs nothing.
+The names below are the public API; each is imported when it is first used, so that
+`import esmm_fast` costs nothing.
 """
 
 from importlib import import_module

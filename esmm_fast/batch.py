@@ -9,7 +9,10 @@ from torch import Tensor
 
 @dataclass
 class Plan:
-    """The occurrences of a batch and their transpose. Bags: u * Fc + f for common rows, then U * Fc + b * Fs + f."""
+    """The occurrences of a batch and their transpose.
+
+    Bags: u * Fc + f for common rows, then U * Fc + b * Fs + f for impressions.
+    """
 
     rows: Tensor  # [N] int32, row in the joint row space: table base + row of the table
     offsets: Tensor  # [bags + 1] int32, first occurrence of each bag

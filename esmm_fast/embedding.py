@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .batch import Batch
-from .ops.gradient_queue import GradientQueue
+from .gradient_queue import GradientQueue
 from .schema import Schema
 
 _LINE = 64  # bytes of a cache line

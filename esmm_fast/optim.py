@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from . import ops
 from .embedding import EmbeddingTables
-from .ops.gradient_queue import merged
+from .gradient_queue import merged
 
 _fused: weakref.WeakSet[EmbeddingTables] = weakref.WeakSet()
 

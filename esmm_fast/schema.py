@@ -15,11 +15,13 @@ class Field:
 
     Args:
         name: The field as the log spells it, e.g. ``"109_14"``.
-        side: ``"common"`` for fields of the common row (pooled once per common row), ``"impression"`` otherwise.
-        table: Name of the embedding table; fields with the same name share it. None means a table of its own.
+        side: ``"common"`` for fields of the common row (pooled once per common row),
+            ``"impression"`` otherwise.
+        table: Name of the embedding table; fields with the same name share it. None means a
+            table of its own.
         dim: Embedding dimension; None means the model's.
         weighted: Occurrences carry a value that multiplies the embedding.
-        multi: A bag can hold several occurrences (stored as a list, otherwise as a nullable scalar).
+        multi: A bag can hold several occurrences (stored as a list, else as a nullable scalar).
         rows: Rows of the table, row 0 (unknown) included; None until a vocabulary gives it.
     """
 
@@ -93,7 +95,7 @@ class Schema:
 
     @property
     def row_bases(self) -> dict[str, int]:
-        """First row of each table in the joint row space: the tables one after the other, in the order of `tables`."""
+        """First row of each table in the joint row space, where the tables follow each other."""
         bases, base = {}, 0
         for table, rows in self.table_rows.items():
             bases[table] = base
@@ -106,7 +108,10 @@ class Schema:
 
     @staticmethod
     def of(fields: Schema | Mapping[str, int] | Iterable[Field]) -> Schema:
-        """Returns a schema from one, from fields, or from ``{name: table rows}`` (all on the impression side)."""
+        """Returns a schema from one, from fields, or from ``{name: table rows}``.
+
+        Fields given by name and rows are multi-valued and stand on the impression side.
+        """
         if isinstance(fields, Schema):
             return fields
         if isinstance(fields, Mapping):
@@ -114,30 +119,17 @@ class Schema:
         return Schema(tuple(fields))
 
 
-_COMMON = (
-    "101",
-    "109_14",
-    "110_14",
-    "127_14",
-    "150_14",
-    "121",
-    "122",
-    "124",
-    "125",
-    "126",
-    "127",
-    "128",
-    "129",
-)
+_HISTORY = ("109_14", "110_14", "127_14", "150_14")  # ln(1 + count) of the user's behaviour
+_PROFILE = ("121", "122", "124", "125", "126", "127", "128", "129")
+_COMMON = ("101", *_HISTORY, *_PROFILE)
 _IMPRESSION = ("205", "206", "207", "210", "216", "508", "509", "702", "853", "301")
-_MULTI = {"109_14", "110_14", "127_14", "150_14", "210", "853"}
-_WEIGHTED = {"109_14", "110_14", "127_14", "150_14", "508", "509", "702", "853"}
+_MULTI = {*_HISTORY, "210", "853"}
+_WEIGHTED = {*_HISTORY, "508", "509", "702", "853"}
 
-ALI_CCP = Schema(
-    tuple(
-        Field(name, side, multi=name in _MULTI, weighted=name in _WEIGHTED)
-        for side, names in (("common", _COMMON), ("impression", _IMPRESSION))
-        for name in names
-    )  # type: ignore[arg-type]
-)
+
+def _ali_ccp(names: tuple[str, ...], side: Side) -> tuple[Field, ...]:
+    return tuple(Field(n, side, multi=n in _MULTI, weighted=n in _WEIGHTED) for n in names)
+
+
+ALI_CCP = Schema((*_ali_ccp(_COMMON, "common"), *_ali_ccp(_IMPRESSION, "impression")))
 """The 23 fields of the Ali-CCP log: 13 of the common rows, 10 of the impressions."""

@@ -174,10 +174,10 @@ def test_opcheck() -> None:
     grads = torch.randn(2, 18, dtype=torch.float64), torch.randn(2, 18, dtype=torch.float64)
     weights = plan.weights.detach()  # type: ignore[union-attr]
     by_row = (*grads, weights, plan.bag_of_occurrence, plan.segment_ptr, plan.occurrence_by_row)
-    opcheck(torch.ops.esmm_fast.row_gradients, by_row)
-    opcheck(torch.ops.esmm_fast.squared_norm, by_row)
+    opcheck(torch.ops.esmm_fast.pooled_embedding_row_gradients, by_row)
+    opcheck(torch.ops.esmm_fast.pooled_embedding_squared_norm, by_row)
     by_occurrence = (*grads, weight.detach(), plan.rows, plan.bag_of_occurrence)
-    opcheck(torch.ops.esmm_fast.occurrence_gradients, by_occurrence)
+    opcheck(torch.ops.esmm_fast.pooled_embedding_weights_gradient, by_occurrence)
 
 
 def test_compiles_once_for_all_batch_sizes() -> None:

@@ -1,30 +1,23 @@
-// esmm_fast::isa and esmm_fast::set_isa: the instruction set whose kernels run, by name.
+// The instruction set whose kernels run, as C functions for esmm_fast/_library.py.
 #include "kernels/isa.h"
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
 
 #include <string>
 
-#include "ops/arguments.h"
+#define ESMM_EXPORT extern "C" __attribute__((visibility("default")))
 
-namespace esmm_fast {
-namespace {
+// Returns the name of the one in force.
+ESMM_EXPORT const char* esmm_fast_isa() { return esmm_fast::isa_name(esmm_fast::current_isa()); }
 
-std::string isa_cpu() { return isa_name(current_isa()); }
-
-void set_isa_cpu(std::string name) {
-  if (set_isa(name)) return;
-  std::string known;
-  for (Isa isa : available_isas()) known += std::string(isa_name(isa)) + ", ";
-  fail<std::invalid_argument>("instruction set: expected one of ", known,
-                              "best on this machine, got '", name, "'");
+// Returns the names of those that this machine has, separated by ", ".
+ESMM_EXPORT const char* esmm_fast_isas() {
+  static const std::string names = [] {
+    std::string joined;
+    for (esmm_fast::Isa isa : esmm_fast::available_isas())
+      joined += std::string(joined.empty() ? "" : ", ") + esmm_fast::isa_name(isa);
+    return joined;
+  }();
+  return names.c_str();
 }
 
-}  // namespace
-}  // namespace esmm_fast
-
-STABLE_TORCH_LIBRARY_IMPL(esmm_fast, CompositeExplicitAutograd, m) {
-  m.impl("isa", TORCH_BOX(&esmm_fast::isa_cpu));
-  m.impl("set_isa", TORCH_BOX(&esmm_fast::set_isa_cpu));
-}
+// Returns 1 if `name` is in force now, 0 (nothing changed) where this machine lacks it.
+ESMM_EXPORT int esmm_fast_set_isa(const char* name) { return esmm_fast::set_isa(name); }

@@ -166,7 +166,7 @@ Tensor occurrence_gradients_cpu(Tensor grad_common, Tensor grad_impression, Tens
 
 STABLE_TORCH_LIBRARY_IMPL(esmm_fast, CPU, m) {
   m.impl("pooled_embedding", TORCH_BOX(&esmm_fast::pooled_embedding_cpu));
-  m.impl("row_gradients", TORCH_BOX(&esmm_fast::row_gradients_cpu));
-  m.impl("squared_norm", TORCH_BOX(&esmm_fast::squared_norm_cpu));
-  m.impl("occurrence_gradients", TORCH_BOX(&esmm_fast::occurrence_gradients_cpu));
+  m.impl("pooled_embedding_row_gradients", TORCH_BOX(&esmm_fast::row_gradients_cpu));
+  m.impl("pooled_embedding_squared_norm", TORCH_BOX(&esmm_fast::squared_norm_cpu));
+  m.impl("pooled_embedding_weights_gradient", TORCH_BOX(&esmm_fast::occurrence_gradients_cpu));
 }

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .mutation import bumps_version
+from .._library import bumps_version
 
 
 @torch.library.register_fake("esmm_fast::embedding_init")

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gradient_queue import KeptGradient
-from .mutation import bumps_version
+from .._library import bumps_version
+from ..gradient_queue import KeptGradient
 
 RULES = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2, "lazy_adam": 3}
 
@@ -56,7 +56,7 @@ def embedding_update(
         step_size: Learning rate with every correction that is the same for all rows.
         grad_factor: Multiplies the gradient first (loss scale, clipping).
 
-    >>> from esmm_fast.ops.gradient_queue import KeptGradient
+    >>> from esmm_fast.gradient_queue import KeptGradient
     >>> index = lambda *values: torch.tensor(values, dtype=torch.int32)
     >>> table = torch.zeros(3, 4)
     >>> gradient = KeptGradient(  # row 1 in both bags, row 2 in the second

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..batch import Plan
-from .gradient_queue import GradientQueue
+from ..gradient_queue import GradientQueue
 
 _ops = torch.ops.esmm_fast
 
@@ -31,7 +31,7 @@ def _(
     return weight.new_empty(common_bags, dim), weight.new_empty(impression_bags, dim)
 
 
-@torch.library.register_fake("esmm_fast::row_gradients")
+@torch.library.register_fake("esmm_fast::pooled_embedding_row_gradients")
 def _(
     grad_common: Tensor,
     grad_impression: Tensor,
@@ -43,12 +43,12 @@ def _(
     return grad_common.new_empty(segment_ptr.shape[0] - 1, grad_common.shape[1])
 
 
-@torch.library.register_fake("esmm_fast::squared_norm")
+@torch.library.register_fake("esmm_fast::pooled_embedding_squared_norm")
 def _(grad_common: Tensor, *args: Any) -> Tensor:
     return grad_common.new_empty((), dtype=torch.float64)
 
 
-@torch.library.register_fake("esmm_fast::occurrence_gradients")
+@torch.library.register_fake("esmm_fast::pooled_embedding_weights_gradient")
 def _(
     grad_common: Tensor,
     grad_impression: Tensor,
@@ -94,10 +94,10 @@ def _backward(ctx: Any, grad_common: Tensor, grad_impression: Tensor) -> tuple[T
     grad_weight = grad_weights = None
     if ctx.needs_input_grad[3]:
         grads = grad_common.contiguous(), grad_impression.contiguous()
-        grad_weights = _ops.occurrence_gradients(*grads, weight, rows, bags)
+        grad_weights = _ops.pooled_embedding_weights_gradient(*grads, weight, rows, bags)
     if ctx.needs_input_grad[0] and ctx.queue is not None:
         traced = torch.compiler.is_compiling() or type(grad_common) is not Tensor
-        _ops.keep_gradient(
+        _ops.pooled_embedding_keep_gradient(
             ctx.queue,
             grad_common,
             grad_impression,
@@ -110,7 +110,7 @@ def _backward(ctx: Any, grad_common: Tensor, grad_impression: Tensor) -> tuple[T
         )
     elif ctx.needs_input_grad[0]:
         grads = grad_common.contiguous(), grad_impression.contiguous()
-        values = _ops.row_gradients(*grads, weights, bags, segments, by_row)
+        values = _ops.pooled_embedding_row_gradients(*grads, weights, bags, segments, by_row)
         if ctx.sparse:
             grad_weight = torch.sparse_coo_tensor(
                 touched.long().unsqueeze(0),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..ops.gradient_queue import KeptGradient
+    from ..gradient_queue import KeptGradient
 
 
 def row_gradients(gradient: KeptGradient) -> Tensor:

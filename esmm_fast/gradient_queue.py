@@ -1,7 +1,7 @@
 """GradientQueue: gradients of pooled bags that wait for a fused optimizer; the op that fills it.
 
 The queue's tensor, not the queue, goes through autograd and torch.compile: it holds the queue's
-number, and the op `keep_gradient` declares that it mutates it, so that no compiler drops, repeats
+number, and the op `pooled_embedding_keep_gradient` declares that it mutates it, so that no compiler drops, repeats
 or reorders the call.
 """
 
@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from . import _library as _library  # loads the compiled libraries
 
 
 @dataclass
@@ -48,7 +50,7 @@ class KeptGradient:
 
     def row_gradients(self) -> Tensor:
         """Returns the gradient of each touched row, [T, D]."""
-        return torch.ops.esmm_fast.row_gradients(
+        return torch.ops.esmm_fast.pooled_embedding_row_gradients(
             self.grad_common,
             self.grad_impression,
             self.weights,
@@ -59,7 +61,7 @@ class KeptGradient:
 
     def squared_norm(self) -> float:
         """Returns the sum of the squares of `row_gradients()`, in float64."""
-        squares = torch.ops.esmm_fast.squared_norm(
+        squares = torch.ops.esmm_fast.pooled_embedding_squared_norm(
             self.grad_common,
             self.grad_impression,
             self.weights,
@@ -211,7 +213,7 @@ class GradientQueue:
         self.entries[:] = [entry.to(convert) for entry in self.entries]
 
 
-@torch.library.impl("esmm_fast::keep_gradient", "CompositeExplicitAutograd")
+@torch.library.impl("esmm_fast::pooled_embedding_keep_gradient", "CompositeExplicitAutograd")
 def _keep_gradient(
     queue: Tensor,
     grad_common: Tensor,
@@ -250,6 +252,6 @@ def _keep_gradient(
     found.put(KeptGradient(*[own(tensor) for tensor in tensors]))
 
 
-@torch.library.register_fake("esmm_fast::keep_gradient")
+@torch.library.register_fake("esmm_fast::pooled_embedding_keep_gradient")
 def _(*args: Any) -> None:
     return None

@@ -1,0 +1,114 @@
+"""The house stays in order: import direction, layers of the C++ core, one stem per operator in every place."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "esmm_fast"
+CORE = ROOT / "csrc"
+
+# The way the data takes. A module imports only modules that stand before it, at any depth of its code.
+ORDER = ["_library", "schema", "batch", "gradient_queue", "reference", "ops", "vocabulary", "batches", "logs", "synth", "dataset", "embedding", "optim", "model", "metrics", "config", "train", "checkpoint", "methods", "experiment", "report", "cli"]
+DATA_SIDE = {"logs", "synth", "dataset", "batches"}
+MODEL_SIDE = {"reference", "ops", "embedding", "optim", "model"}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules of the package that a file imports, wherever the import stands."""
+    found = set()
+    depth = len(path.relative_to(PACKAGE).parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {name.split(".")[0] for name in names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            parts = node.module.split(".")
+            if parts[0] == "esmm_fast":
+                found |= {parts[1]} if len(parts) > 1 else {a.name for a in node.names}
+    return found - {"_native", "__version__"}
+
+
+def modules() -> dict[str, set[str]]:
+    imports: dict[str, set[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if name not in ("__init__", "__main__"):
+            imports.setdefault(name, set()).update(imports_of(path) - {name})
+    return imports
+
+
+def test_imports_go_one_way() -> None:
+    imports = modules()
+    assert sorted(imports) == sorted(ORDER), "a module is missing in ORDER, or stands there without a file"
+    against = {
+        (name, other)
+        for name, others in imports.items()
+        for other in others
+        if ORDER.index(other) >= ORDER.index(name)
+    }
+    assert not against
+
+
+def test_data_side_and_model_side_do_not_know_each_other() -> None:
+    imports = modules()
+    for name in DATA_SIDE - {"batches"}:
+        assert not imports[name] & MODEL_SIDE, name
+    for name in MODEL_SIDE:
+        assert not imports[name] & DATA_SIDE, name
+    assert not imports["train"] & DATA_SIDE
+
+
+@pytest.mark.parametrize("room", ["kernels", "batches", "log"])
+def test_core_is_free_of_torch_and_python(room: str) -> None:
+    sources = [p for p in (CORE / room).iterdir() if p.suffix in {".h", ".cpp", ".inc", ".cu", ".cuh"}]
+    assert sources
+    for path in sources:
+        includes = re.findall(r'#include\s*[<"]([^>"]+)', path.read_text())
+        assert not [i for i in includes if i.startswith(("torch/", "ATen/", "c10/"))], path
+        if not path.name.startswith("_native"):
+            assert not [i for i in includes if i.startswith(("pybind11", "Python.h"))], path
+
+
+def stems() -> list[str]:
+    return sorted(p.stem for p in (PACKAGE / "ops").glob("*.py") if p.stem != "__init__")
+
+
+def test_every_schema_belongs_to_a_stem() -> None:
+    ops = re.findall(r'm\.def\(\s*"(\w+)\(', (CORE / "library.cpp").read_text())
+    assert ops
+    orphans = [op for op in ops if not any(op == s or op.startswith(f"{s}_") for s in stems())]
+    assert not orphans
+
+
+@pytest.mark.parametrize("stem", stems())
+def test_every_operator_has_all_its_places(stem: str) -> None:
+    for place in (
+        PACKAGE / "reference" / f"{stem}.py",
+        ROOT / "tests" / f"test_{stem}.py",
+        ROOT / "bench" / f"{stem}.py",
+        CORE / "ops" / f"{stem}.cpp",
+    ):
+        assert place.exists(), place
+
+
+def project_files() -> list[Path]:
+    rooms = (PACKAGE, CORE, ROOT / "bench", ROOT / "tests")
+    suffixes = {".py", ".h", ".cpp", ".inc", ".cu", ".cuh"}
+    return [p for room in rooms for p in room.rglob("*") if p.suffix in suffixes]
+
+
+def test_every_file_says_in_its_first_line_what_is_in_it() -> None:
+    silent = [p for p in project_files() if not re.match(r'"""\S|// \S|r"""\S', p.read_text())]
+    assert not silent
+
+
+def test_a_file_fits_in_the_head() -> None:
+    assert not {p.name: n for p in project_files() if (n := p.read_text().count("\n")) > 450}
+
+
+def test_no_room_without_a_name() -> None:
+    nameless = {"utils", "util", "common", "core", "base", "misc", "helpers"}
+    assert not [p for p in project_files() if p.stem in nameless or p.parent.name in nameless]
