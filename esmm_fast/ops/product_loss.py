@@ -29,7 +29,7 @@ def _grad_logits(ctx: Any, grad_loss: Tensor | None) -> Tensor | None:
 
 
 class _ProductLoss(torch.autograd.Function):
-    """The autograd of `product_loss`: per step 5 us less than the one registered for the operator."""
+    """What `product_loss` calls: 5 us less per step than the autograd registered below."""
 
     @staticmethod
     def forward(  # type: ignore[override]
