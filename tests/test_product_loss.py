@@ -8,6 +8,7 @@ from functools import cache
 import mpmath
 import pytest
 import torch
+import torch._dynamo.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
