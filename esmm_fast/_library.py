@@ -34,7 +34,7 @@ def _load(name: str) -> None:
         torch.ops.load_library(str(path))
     except OSError as error:
         raise ImportError(
-            f"{path} could not be loaded with {torch_line}: {error}. Likely causes:\n"
+            f"{path} could not be loaded with {torch_line}: {error.__cause__ or error}. Likely causes:\n"
             "  1. torch is older than 2.10, the first with the stable ABI that esmm_fast is built on.\n"
             "  2. The library was built for another platform or C++ runtime: `pip install --force-reinstall --no-deps .`\n"
             "  3. A conda environment brings an older libstdc++ than the compiler that built it."

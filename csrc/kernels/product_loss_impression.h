@@ -19,8 +19,10 @@
 
 #ifdef __CUDACC__
 #define ESMM_FAST_HOST_DEVICE __host__ __device__ __forceinline__
+#define ESMM_FAST_UNROLL _Pragma("unroll")  // so that a fixed K keeps its stages in registers
 #else
 #define ESMM_FAST_HOST_DEVICE inline
+#define ESMM_FAST_UNROLL
 #endif
 
 namespace esmm_fast {
@@ -47,11 +49,13 @@ ESMM_FAST_HOST_DEVICE double product_loss_impression(
   constexpr double kExpCovers = 700;
   const int64_t count = kStages ? kStages : stages;
   bool far = false;
+  ESMM_FAST_UNROLL
   for (int64_t k = 0; k < count; ++k) {
     far |= std::fabs(static_cast<double>(logits[k])) > kExpCovers;
   }
 
   double total = 0, minus_log_p = 0, p = 1, not_p = 0, m = 0;  // not_p is (1 - P) exp(m)
+  ESMM_FAST_UNROLL
   for (int64_t k = 0; k < count; ++k) {
     const double a = static_cast<double>(logits[k]), t = static_cast<double>(labels[k]);
     const double e = std::exp(-std::fabs(a)), r = 1 / (1 + e);
@@ -77,6 +81,7 @@ ESMM_FAST_HOST_DEVICE double product_loss_impression(
   }
 
   double odds = 0, label_sum = 0;  // over the stages k >= i
+  ESMM_FAST_UNROLL
   for (int64_t i = count - 1; i >= 0; --i) {
     const ProductLossStage stage = scratch[i * stride];
     odds += stage.odds;
