@@ -16,7 +16,7 @@ from . import ops
 from .batch import Batch
 from .embedding import EmbeddingTables
 from .schema import Field, Schema
-from .tower import SplitLinear, Tower, at_least_float32, check_int, split_linear
+from .tower import SplitLinear, Tower, check_int, tower_logits
 
 __all__ = ["ESMM", "ChainOutput", "ESMMOutput", "EntireSpaceChain", "SplitLinear", "Tower"]
 
@@ -167,27 +167,15 @@ class EntireSpaceChain(nn.Module):
         yield from self.towers.parameters()
 
     def _logits(self, batch: Batch) -> Tensor:  # [B, K]
-        towers = self._towers()
+        which = batch.common_of_impression
         if isinstance(self.tables, EmbeddingTables):
-            common, impression = self._with_dense(self.tables(batch), batch)
-            if len(towers) == 1:
-                firsts = (towers[0].first(common, impression, batch.common_of_impression),)
-            else:
-                first = split_linear(
-                    common,
-                    impression,
-                    batch.common_of_impression,
-                    torch.cat([tower.first.weight for tower in towers]),
-                    torch.cat([tower.first.bias for tower in towers]),  # type: ignore[misc]
-                )
-                firsts = first.split([tower.first.out_features for tower in towers], 1)
-            logits = [tower.after_first(x) for tower, x in zip(towers, firsts, strict=True)]
-        else:
-            logits = [
-                tower(*self._with_dense(tables(batch), batch), batch.common_of_impression)
-                for tower, tables in zip(towers, self.tables.values(), strict=True)
-            ]
-        return at_least_float32(torch.stack(logits, 1))
+            pooled = self._with_dense(self.tables(batch), batch)
+            return tower_logits(self._towers(), *pooled, which)
+        logits = [
+            tower(*self._with_dense(tables(batch), batch), which)
+            for tower, tables in zip(self._towers(), self.tables.values(), strict=True)
+        ]
+        return torch.stack(logits, 1)
 
     def _with_dense(self, pooled: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         if not self.dense_features:

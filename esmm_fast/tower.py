@@ -175,6 +175,30 @@ class Tower(nn.Sequential):
             return at_least_float32(last(x.to(last.weight.dtype))).squeeze(1)  # type: ignore[arg-type]
 
 
+def tower_logits(
+    towers: Sequence[Tower],  # K
+    common: Tensor,  # [U, in_common]
+    impression: Tensor,  # [B, in_impression]
+    common_of_impression: Tensor,  # [B] int32 or int64
+) -> Tensor:
+    """Returns the logits of K towers over one input, [B, K]; their first layers run as one product.
+
+    Equivalent to ``torch.stack([tower(common, impression, common_of_impression) for tower in
+    towers], 1)``.
+    """
+    if len(towers) == 1:
+        return towers[0](common, impression, common_of_impression).unsqueeze(1)
+    first = split_linear(
+        common,
+        impression,
+        common_of_impression,
+        torch.cat([tower.first.weight for tower in towers]),
+        torch.cat([tower.first.bias for tower in towers]),  # type: ignore[misc]
+    )
+    firsts = first.split([tower.first.out_features for tower in towers], 1)
+    return torch.stack([t.after_first(x) for t, x in zip(towers, firsts, strict=True)], 1)
+
+
 def at_least_float32(logits: Tensor) -> Tensor:
     """Returns half floats as float32, others as they are."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
