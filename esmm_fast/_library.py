@@ -1,6 +1,7 @@
 """Finds and loads the compiled libraries; explains a failure with its likely causes."""
 
 import importlib.metadata
+import os
 from pathlib import Path
 
 import torch
@@ -55,6 +56,40 @@ else:
         _load("libesmm_fast_cuda.so")
     except ImportError as error:
         cuda_unavailable = str(error)
+
+
+def set_isa(name: str) -> None:
+    """Makes the CPU kernels run their copy for one instruction set.
+
+    The environment variable ESMM_FAST_ISA does the same when esmm_fast is imported. Results have
+    the same bits for any number of threads within one instruction set.
+
+    Args:
+        name: ``"baseline"``, ``"avx2"``, ``"avx512"``, or ``"best"``, the best one of this machine
+            (the default).
+
+    Raises:
+        ValueError: This machine lacks it, or there is no such one: ``instruction set: expected one
+            of baseline, avx2, best on this machine, got 'avx512'``.
+
+    >>> set_isa("baseline")
+    >>> isa()
+    'baseline'
+    >>> set_isa("best")
+    """
+    torch.ops.esmm_fast.set_isa(name)
+
+
+def isa() -> str:
+    """Returns the name of the instruction set whose kernels run."""
+    return torch.ops.esmm_fast.isa()
+
+
+if _wanted_isa := os.environ.get("ESMM_FAST_ISA"):
+    try:
+        set_isa(_wanted_isa)
+    except ValueError as error:
+        raise ImportError(f"environment variable ESMM_FAST_ISA: {error}") from error
 
 
 def version() -> str:

@@ -1,6 +1,9 @@
 """The operators, one file per stem: docstring, fake kernel, autograd."""
 
 from .. import _library as _library  # loads the compiled libraries
+from .embedding_init import embedding_init
+from .embedding_update import embedding_update
+from .pooled_embedding import pooled_embedding
 from .product_loss import product_loss
 
-__all__ = ["product_loss"]
+__all__ = ["embedding_init", "embedding_update", "pooled_embedding", "product_loss"]
