@@ -97,11 +97,11 @@ def product_loss(
     and no gradient to labels and weights.
 
     Raises:
-        ValueError: ``reduction: expected 'mean', 'sum' or 'none', got 'avg'``; ``labels: expected a
-            tensor that needs no gradient``, and the same of weights.
+        ValueError: ``reduction: expected 'mean', 'sum' or 'none', got 'avg'``; ``labels: expected
+            the shape of logits, [3, 2], got [3]``, the like for shape and device of each argument;
+            labels or weights that need a gradient.
         TypeError: ``logits: expected a floating-point dtype, got torch.int64``.
-        RuntimeError: ``labels: expected the shape of logits, [3, 2], got [3]``, and the like for
-            the shape and device of each argument; a backward with ``create_graph=True``.
+        RuntimeError: a backward with ``create_graph=True``.
 
     Source: ESMM, arXiv 1804.07931, Eq. 3 (K = 2).
 
