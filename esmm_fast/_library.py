@@ -37,7 +37,8 @@ def _load(name: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(path))  # the same library, for its C functions
     except OSError as error:
         raise ImportError(
-            f"{path} could not be loaded with {torch_line}: {error}. Likely causes:\n"
+            f"{path} could not be loaded with {torch_line}: {error.__cause__ or error}. "
+            "Likely causes:\n"
             "  1. torch is older than 2.10, the first with the stable ABI esmm_fast is built on.\n"
             "  2. The library was built for another platform or C++ runtime:\n"
             "     `pip install --force-reinstall --no-deps .`\n"
