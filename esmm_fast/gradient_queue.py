@@ -227,6 +227,8 @@ def _keep_gradient(
 ) -> None:
     # `queue` is declared as mutated but never written: its version then stays, and several lookups
     # of one step, each of which saved it for its backward pass, do not invalidate each other.
+    # (torch.compile's debugging backends still write it back: two compiled calls before one
+    # backward pass raise there; inductor calls the op in place.)
     found = _queues.get(int(queue[0]))
     if found is None:
         raise RuntimeError(
@@ -247,6 +249,7 @@ def _keep_gradient(
         # Compiled code reuses the memory of an argument after its last use.
         if tensor is None:
             return None
+        tensor = tensor.detach()
         return tensor.clone(memory_format=torch.contiguous_format) if copy else tensor.contiguous()
 
     found.put(KeptGradient(*[own(tensor) for tensor in tensors]))

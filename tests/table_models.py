@@ -1,5 +1,7 @@
 """A small model over EmbeddingTables and random batches for it, shared by two test files."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -58,3 +60,12 @@ class TableModel(nn.Module):
 
     def loss(self, batch: Batch) -> Tensor:
         return nn.functional.binary_cross_entropy_with_logits(self(batch), batch.labels)
+
+
+def train(model: TableModel, *optimizers: Any, steps: range = range(5), **sizes: int) -> None:
+    for step in steps:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        model.loss(make_batch(step, **sizes)).backward()
+        for optimizer in optimizers:
+            optimizer.step()

@@ -139,6 +139,16 @@ def test_gradcheck(mean: bool) -> None:
     assert torch.autograd.gradcheck(pooled, (weight, plan.weights))
 
 
+def test_second_derivatives_raise() -> None:
+    plan = with_float64_weights(make_plan([2, 3], rows=4))
+    weight = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    pooled, _ = ops.pooled_embedding(weight, plan, 2)
+    for wanted in (weight, plan.weights):
+        (grad,) = torch.autograd.grad(pooled.square().sum(), wanted, create_graph=True)
+        with pytest.raises(NotImplementedError, match="second derivatives are not implemented"):
+            grad.sum().backward()
+
+
 def test_occurrence_gradient_refuses_a_weight_that_changed_since() -> None:
     plan = with_float64_weights(make_plan([2, 3], rows=4))
     weight = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)

@@ -127,6 +127,16 @@ def _backward(ctx: Any, grad_common: Tensor, grad_impression: Tensor) -> tuple[T
 torch.library.register_autograd("esmm_fast::pooled_embedding", _backward, setup_context=_setup)
 
 
+def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
+    raise NotImplementedError("pooled_embedding: second derivatives are not implemented")
+
+
+for _gradient in ("row_gradients", "weights_gradient"):
+    torch.library.register_autograd(
+        f"esmm_fast::pooled_embedding_{_gradient}", _no_second_derivative
+    )
+
+
 def pooled_embedding(
     weight: Tensor,  # [R, D], rows at any stride
     plan: Plan,
@@ -150,8 +160,7 @@ def pooled_embedding(
         plan: Bags and transpose of the batch. `plan.weights` may require a gradient.
         common_bags: How many of the first bags go into the first output.
         mean: Divide each sum by the number of the bag's occurrences.
-        sparse: Give the gradient of `weight` as a coalesced sparse tensor over the touched rows
-            (not under torch.compile).
+        sparse: Give the gradient of `weight` as a coalesced sparse tensor over the touched rows.
         queue: Where the backward pass leaves the gradient by bag for a fused optimizer, instead of
             giving `weight` one.
 
