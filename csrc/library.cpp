@@ -1,4 +1,5 @@
-// Every operator's schema, on one screen. Shapes: csrc/README.md has the letters; esmm_fast/ops/ has the docstrings.
+// Every operator's schema, on one screen. Shapes: csrc/README.md has the letters; esmm_fast/ops/
+// has the docstrings.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(esmm_fast, m) {
@@ -12,4 +13,44 @@ STABLE_TORCH_LIBRARY(esmm_fast, m) {
       "batch_plan(Tensor rows, Tensor offsets, int num_rows)"
       " -> (Tensor bag_of_occurrence, Tensor touched_rows, Tensor segment_ptr,"
       " Tensor occurrence_by_row, Tensor touched_of_occurrence)");
+  // weight [R, D]; the plan's tensors; queue: where the backward pass leaves the gradient for a
+  // fused optimizer instead of returning it. Returns [common_bags, D] and [bags - common_bags, D].
+  m.def(
+      "pooled_embedding(Tensor weight, Tensor rows, Tensor offsets, Tensor? weights, Tensor "
+      "bag_of_occurrence,"
+      " Tensor touched_rows, Tensor segment_ptr, Tensor occurrence_by_row, Tensor? queue, SymInt "
+      "common_bags,"
+      " bool mean, bool sparse) -> (Tensor common, Tensor impression)");
+  // The gradient of each touched row [T, D], the sum of its squares (float64), and the gradient of
+  // weights [N].
+  m.def(
+      "pooled_embedding_row_gradients(Tensor grad_common, Tensor grad_impression, Tensor? weights, "
+      "Tensor bag_of_occurrence,"
+      " Tensor segment_ptr, Tensor occurrence_by_row) -> Tensor");
+  m.def(
+      "pooled_embedding_squared_norm(Tensor grad_common, Tensor grad_impression, Tensor? weights, "
+      "Tensor bag_of_occurrence,"
+      " Tensor segment_ptr, Tensor occurrence_by_row) -> Tensor");
+  m.def(
+      "pooled_embedding_weights_gradient(Tensor grad_common, Tensor grad_impression, Tensor "
+      "weight, Tensor rows,"
+      " Tensor bag_of_occurrence) -> Tensor");
+  // Keeps the gradient of the pooled bags for the optimizer that owns the queue (implemented in
+  // Python).
+  m.def(
+      "pooled_embedding_keep_gradient(Tensor(a!) queue, Tensor grad_common, Tensor "
+      "grad_impression, Tensor? weights,"
+      " Tensor bag_of_occurrence, Tensor touched_rows, Tensor segment_ptr, Tensor "
+      "occurrence_by_row, bool copy) -> ()");
+  // table [R, stride]: weight and optimizer state side by side. rule: 0 SGD, 1 Adagrad, 2 row-wise
+  // Adagrad, 3 lazy Adam.
+  m.def(
+      "embedding_update(Tensor(a!) table, Tensor grad_common, Tensor grad_impression, Tensor? "
+      "weights,"
+      " Tensor bag_of_occurrence, Tensor touched_rows, Tensor segment_ptr, Tensor "
+      "occurrence_by_row, int rule,"
+      " float grad_factor, float step_size, float beta1, float beta2, float eps, float decay) -> "
+      "()");
+  // weight [rows, D] ~ N(0, std^2), a function of (key, feature_ids [rows] int64) alone.
+  m.def("embedding_init(Tensor(a!) weight, Tensor feature_ids, int key, float std) -> ()");
 }

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from .batch import Plan as Plan
     from .dataset import Dataset as Dataset
     from .dataset import prepare as prepare
-    from .embedding import EmbeddingBag as EmbeddingBag
     from .embedding import EmbeddingTables as EmbeddingTables
     from .logs import read_log as read_log
     from .model import ESMM as ESMM
@@ -33,7 +32,6 @@ _HOME = {
     "Batch": "batch",
     "Dataset": "dataset",
     "ESMM": "model",
-    "EmbeddingBag": "embedding",
     "EmbeddingTables": "embedding",
     "Field": "schema",
     "Plan": "batch",

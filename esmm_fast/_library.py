@@ -1,7 +1,10 @@
 """Finds and loads the compiled libraries; explains a failure with its likely causes."""
 
+import ctypes
 import importlib.metadata
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +19,7 @@ def _find(name: str) -> Path | None:
     return None
 
 
-def _load(name: str) -> None:
+def _load(name: str) -> ctypes.CDLL:
     path = _find(name)
     torch_line = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
     if path is None:
@@ -31,9 +34,11 @@ def _load(name: str) -> None:
         )
     try:
         torch.ops.load_library(str(path))
+        return ctypes.CDLL(str(path))  # the same library, for its C functions
     except OSError as error:
         raise ImportError(
-            f"{path} could not be loaded with {torch_line}: {error}. Likely causes:\n"
+            f"{path} could not be loaded with {torch_line}: {error.__cause__ or error}. "
+            "Likely causes:\n"
             "  1. torch is older than 2.10, the first with the stable ABI esmm_fast is built on.\n"
             "  2. The library was built for another platform or C++ runtime:\n"
             "     `pip install --force-reinstall --no-deps .`\n"
@@ -41,7 +46,8 @@ def _load(name: str) -> None:
         ) from error
 
 
-_load("libesmm_fast_cpu.so")
+_cpu = _load("libesmm_fast_cpu.so")
+_cpu.esmm_fast_isa.restype = _cpu.esmm_fast_isas.restype = ctypes.c_char_p
 
 cuda_unavailable: str | None = None
 """Why the CUDA operators cannot be used, or None where they are loaded."""
@@ -55,6 +61,64 @@ else:
         _load("libesmm_fast_cuda.so")
     except ImportError as error:
         cuda_unavailable = str(error)
+
+
+_implementations = torch.library.Library("esmm_fast", "IMPL")
+
+
+def bumps_version(name: str) -> None:
+    """Makes `esmm_fast::name` bump the version of its first argument, the one it mutates.
+
+    A C++ operator with `Tensor(a!)` does not do so itself, and autograd would miss the change.
+    """
+    op = getattr(torch.ops.esmm_fast, name).default
+    below = torch._C._after_ADInplaceOrView_keyset
+
+    def bump(keyset: Any, mutated: torch.Tensor, *args: Any) -> Any:
+        result = op.redispatch(keyset & below, mutated, *args)
+        torch.autograd.graph.increment_version(mutated)
+        return result
+
+    _implementations.impl(name, bump, "ADInplaceOrView", with_keyset=True)
+
+
+def set_isa(name: str) -> None:
+    """Makes the CPU kernels run their copy for one instruction set.
+
+    The environment variable ESMM_FAST_ISA does the same when esmm_fast is imported. Results have
+    the same bits for any number of threads within one instruction set.
+
+    Args:
+        name: ``"baseline"``, ``"avx2"``, ``"avx512"``, or ``"best"``, the best one of this machine
+            (the default).
+
+    Raises:
+        ValueError: This machine lacks it, or there is no such one: ``instruction set: expected one
+            of baseline, avx2, best on this machine, got 'avx512'``.
+
+    >>> before = isa()
+    >>> set_isa("baseline")
+    >>> isa()
+    'baseline'
+    >>> set_isa(before)
+    """
+    if not _cpu.esmm_fast_set_isa(name.encode()):
+        known = _cpu.esmm_fast_isas().decode()
+        raise ValueError(
+            f"instruction set: expected one of {known}, best on this machine, got {name!r}"
+        )
+
+
+def isa() -> str:
+    """Returns the name of the instruction set whose kernels run."""
+    return _cpu.esmm_fast_isa().decode()
+
+
+if _wanted_isa := os.environ.get("ESMM_FAST_ISA"):
+    try:
+        set_isa(_wanted_isa)
+    except ValueError as error:
+        raise ImportError(f"environment variable ESMM_FAST_ISA: {error}") from error
 
 
 def version() -> str:

@@ -2,18 +2,71 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import reference
+from . import ops
 from .batch import Batch
+from .gradient_queue import GradientQueue
 from .schema import Schema
+
+_LINE = 64  # bytes of a cache line
 
 
 class EmbeddingTables(nn.Module):
-    """The tables of a schema in one parameter `weight` [R, D].
+    """The tables of a schema in one parameter `weight` [R, D]; pools the fields of a whole batch.
 
-    Calling it with a batch returns the pooled fields of both sides: [U, Fc * D] and [B, Fs * D].
+    Letters: R rows of all tables together, D dimension, U common rows and B impressions of the
+        batch, Fc and Fs fields
+    of the common and the impression side.
+
+    Training, either way with the usual three lines:
+
+    * Ordinary: with any optimizer of torch. `weight.grad` is dense, or sparse (coalesced) with
+      ``sparse=True``.
+    * Fused: with an optimizer of `esmm_fast.optim`, which moves the weight into one buffer [R,
+      stride] beside its own state. `weight` (still the same parameter) is then a strided view,
+      `weight.grad` stays None, and the gradient waits by bag until `opt.step()` applies it in one
+      pass over the touched rows. `opt.zero_grad()` drops what waits.
+
+    `state_dict()` holds a contiguous `weight` in both; the optimizer's state is in the optimizer's
+    `state_dict()`. A copy or a pickle of the tables alone is in ordinary mode; together with their
+    optimizer both stay connected.
+
+    Args:
+        schema: Fields with `rows` (a vocabulary's `sized(schema)`). Tables follow each other in
+            `schema.tables` order.
+        dim: D, from 1 to 256, for every field.
+        init_std: Standard deviation of the initial weight, N(0, init_std^2); 0 gives zeros.
+        seed: Seed of the initial weight, which depends on (seed, table name, feature id) alone:
+            growing a table or changing the order of its rows does not change the values of a
+            feature.
+        feature_ids: The feature id of each row, per table (uint64 or int64, [rows]); a table that
+            is not named uses the row's index.
+        sparse: Give `weight.grad` as a sparse tensor over the touched rows (ordinary mode only).
+        mean: Divide each pooled sum by the number of occurrences of its bag.
+        dtype: float32 (default) or float64.
+        device: Where the weight lies; it is made on the CPU first.
+
+    >>> from esmm_fast import Field, Schema
+    >>> from esmm_fast.reference import batch_plan
+    >>> schema = Schema((Field("user", side="common", rows=4), Field("item", rows=3)))
+    >>> tables = EmbeddingTables(schema, dim=2)
+    >>> tables
+    EmbeddingTables(2 fields, 2 tables, 7 rows, dim=2, 56 bytes)
+    >>> rows = torch.tensor([1, 2, 4, 6])  # one user {1, 2}, items 0 and 2
+    >>> plan = batch_plan(rows, torch.tensor([0, 2, 3, 4]))
+    >>> batch = Batch(plan, 1, torch.tensor([0, 0], dtype=torch.int32), labels=torch.zeros(2, 2))
+    >>> common, impression = tables(batch)
+    >>> common.shape, impression.shape
+    (torch.Size([1, 2]), torch.Size([2, 2]))
+    >>> torch.equal(common[0], tables.weight[1] + tables.weight[2])
+    True
     """
 
     def __init__(
@@ -23,21 +76,234 @@ class EmbeddingTables(nn.Module):
         *,
         init_std: float = 0.01,
         seed: int = 0,
-        feature_ids: dict[str, Tensor] | None = None,
+        feature_ids: Mapping[str, Any] | None = None,
+        sparse: bool = False,
+        mean: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        schema = Schema.of(schema)
+        for field in schema.fields:
+            if field.dim not in (None, dim):
+                raise NotImplementedError(
+                    f"field {field.name!r} has dim={field.dim}, the tables dim={dim}: "
+                    "one dimension for all fields is supported"
+                )
+        if not 1 <= dim <= 256:
+            raise ValueError(f"dim: expected 1 to 256, got {dim}")
         self.schema = schema
         self.dim = dim
+        self.sparse = sparse
+        self.mean = mean
         rows = sum(schema.table_rows.values())
-        generator = torch.Generator().manual_seed(seed)
-        self.weight = nn.Parameter(torch.randn(rows, dim, generator=generator) * init_std)
+        if rows >= 2**31:
+            raise ValueError(
+                f"schema: expected fewer than 2^31 rows in all tables together, got {rows}"
+            )
+        weight = torch.empty(rows, dim, dtype=dtype)
+        self._init_weight(weight, init_std, seed, dict(feature_ids or {}))
+        self.weight = nn.Parameter(weight.to(device))
+        self._states: dict[str, tuple[int, int]] = {}  # name -> first element in a row, width
+        self._queue: GradientQueue | None = None
+
+    def _init_weight(
+        self, weight: Tensor, init_std: float, seed: int, feature_ids: dict[str, Any]
+    ) -> None:
+        bases = self.schema.row_bases
+        if unknown := sorted(feature_ids.keys() - bases.keys()):
+            raise ValueError(f"feature_ids: expected names of tables {list(bases)}, got {unknown}")
+        for table, rows in self.schema.table_rows.items():
+            ids = torch.arange(rows)
+            if table in feature_ids:
+                array = np.ascontiguousarray(np.asarray(feature_ids[table]))
+                if array.shape != (rows,) or array.dtype.kind not in "iu":
+                    raise ValueError(
+                        f"feature_ids[{table!r}]: expected {rows} integers, one per row, "
+                        f"got shape {array.shape} of {array.dtype}"
+                    )
+                ids = torch.from_numpy(array.astype(np.uint64).view(np.int64))
+            part = weight[bases[table] : bases[table] + rows]
+            ops.embedding_init(part, ids, key=_table_key(seed, table), std=init_std)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the pooled fields of common rows, [U, Fc * D], and impressions, [B, Fs * D].
+
+        Raises:
+            ValueError: The batch is on another device or has another number of bags than the
+                schema's fields.
+            IndexError: A row is outside the tables, e.g. ``rows[17] = 400012 is outside the table
+                of 400000 rows``.
+        """
+        plan, impressions = batch.plan, batch.labels.shape[0]
         common_fields, impression_fields = len(self.schema.common), len(self.schema.impression)
-        common, impression = reference.pooled_embedding(
-            self.weight, batch.plan, batch.common * common_fields
+        common_bags = batch.common * common_fields
+        if plan.rows.device != self.weight.device:
+            raise ValueError(
+                f"batch: expected it on the tables' device {self.weight.device}, "
+                f"got {plan.rows.device} (batch.to(device) moves it)"
+            )
+        if plan.offsets.shape[0] - 1 != common_bags + impressions * impression_fields:
+            raise ValueError(
+                f"batch: expected {batch.common} common rows x {common_fields} fields + "
+                f"{impressions} impressions x {impression_fields} fields = "
+                f"{common_bags + impressions * impression_fields} bags, "
+                f"got {plan.offsets.shape[0] - 1}"
+            )
+        common, impression = ops.pooled_embedding(
+            self.weight, plan, common_bags, self.mean, sparse=self.sparse, queue=self._queue
         )
         return (
             common.reshape(batch.common, common_fields * self.dim),
-            impression.reshape(batch.labels.shape[0], impression_fields * self.dim),
+            impression.reshape(impressions, impression_fields * self.dim),
         )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables in memory, with a fused optimizer's state and padding."""
+        return self.weight.shape[0] * self.weight.stride(0) * self.weight.element_size()
+
+    def extra_repr(self) -> str:
+        schema = self.schema
+        return (
+            f"{len(schema.fields)} fields, {len(schema.tables)} tables, "
+            f"{self.weight.shape[0]} rows, dim={self.dim}, {_readable(self.nbytes)}"
+            + (", fused" if self.fused else "")
+        )
+
+    # ---- fused mode: weight and optimizer state in one buffer; esmm_fast.optim calls these
+
+    @property
+    def fused(self) -> bool:
+        """Whether an optimizer of esmm_fast.optim owns the state beside the weight."""
+        return self._queue is not None
+
+    @property
+    def queue(self) -> GradientQueue:
+        """The gradients that wait for the fused optimizer."""
+        if self._queue is None:
+            raise RuntimeError(
+                "the tables are in ordinary mode: no gradient waits for a fused optimizer"
+            )
+        return self._queue
+
+    def fuse(self, owner: Any, states: Mapping[str, tuple[int, float]]) -> None:
+        """Moves the weight into one buffer with the states of `owner`.
+
+        Args:
+            owner: The optimizer; it is not kept alive.
+            states: name -> (elements per row, initial value).
+        """
+        if self._queue is not None:
+            self._queue.retire()
+        self._states, first = {}, self.dim
+        for name, (width, _) in states.items():
+            self._states[name] = (first, width)
+            first += width
+        table = self.weight.new_zeros(
+            self.weight.shape[0], _stride(first, self.weight.element_size()), requires_grad=False
+        )
+        table[:, : self.dim] = self.weight.detach()
+        for name, (_, initial) in states.items():
+            if initial != 0:
+                self._state_of(table, name).fill_(initial)
+        self._place(table)
+        self.weight.grad = None
+        self._queue = GradientQueue(owner)
+
+    def unfuse(self) -> None:
+        """Returns to ordinary mode; drops the optimizer's state and what waits for it."""
+        if self._queue is not None:
+            self._queue.retire()
+        self._states, self._queue = {}, None
+        self.weight.data = self.weight.detach().contiguous()
+
+    def table(self) -> Tensor:
+        """Returns the buffer itself, [R, stride]: a row's weight, then its states, then padding."""
+        weight = self.weight.detach()
+        return weight.as_strided((weight.shape[0], weight.stride(0)), (weight.stride(0), 1))
+
+    def state(self, name: str) -> Tensor:
+        """Returns the view [R, width] of an optimizer's state, e.g. ``exp_avg``."""
+        return self._state_of(self.table(), name)
+
+    def _state_of(self, table: Tensor, name: str) -> Tensor:
+        first, width = self._states[name]
+        return table[:, first : first + width]
+
+    def _place(self, table: Tensor) -> None:
+        self.weight.data = table[:, : self.dim]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops the gradient: `weight.grad`, or what waits for a fused optimizer."""
+        super().zero_grad(set_to_none)
+        if self._queue is not None:
+            self._queue.clear()
+
+    # ---- what torch does to modules, on the whole buffer
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EmbeddingTables:
+        if not self.fused:
+            return super()._apply(fn, recurse)
+        table = fn(self.table())
+        if table.dtype not in (torch.float32, torch.float64) or table.device.type == "meta":
+            raise TypeError(
+                "tables with a fused optimizer can be float32 or float64 on a real device, "
+                f"not {table.dtype} on {table.device}: call unfuse() first (it drops the state)"
+            )
+        self._place(table)
+        self.queue.convert(fn)
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not keep_vars:
+            destination[prefix + "weight"] = self.weight.detach().contiguous()
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, metadata: Any, *args: Any
+    ) -> None:
+        if self.fused:  # load_state_dict(assign=True) would take the weight out of its buffer
+            metadata = {**metadata, "assign_to_params_buffers": False}
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EmbeddingTables:
+        from copy import deepcopy
+
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        copied.__setstate__(deepcopy({**self.__dict__, "_states": {}, "_queue": None}, memo))
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        weight = nn.Parameter(self.weight.detach().contiguous(), self.weight.requires_grad)
+        parameters = {**self._parameters, "weight": weight if self.fused else self.weight}
+        return {**self.__dict__, "_parameters": parameters, "_states": {}, "_queue": None}
+
+
+def _table_key(seed: int, table: str) -> int:
+    """Returns the 64-bit generator key of a table, as a signed integer."""
+    digest = hashlib.blake2b(f"{seed}:{table}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _stride(elements: int, element_size: int) -> int:
+    """Returns the elements from row to row: whole cache lines, for small rows a part of one.
+
+    >>> _stride(54, 4), _stride(3, 4)
+    (64, 4)
+    """
+    size = elements * element_size
+    if size > _LINE // 2:
+        return -(-size // _LINE) * _LINE // element_size
+    return (1 << (size - 1).bit_length()) // element_size
+
+
+def _readable(size: int) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024  # type: ignore[assignment]
+    return f"{size:.4g} GiB"

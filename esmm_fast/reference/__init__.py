@@ -1,7 +1,9 @@
 """The operators in plain PyTorch, one file per stem: the specification, and the version to read first."""
 
 from .batch_plan import batch_plan
+from .embedding_init import embedding_init
+from .embedding_update import embedding_update
 from .pooled_embedding import pooled_embedding
 from .product_loss import product_loss
 
-__all__ = ["batch_plan", "pooled_embedding", "product_loss"]
+__all__ = ["batch_plan", "embedding_init", "embedding_update", "pooled_embedding", "product_loss"]

@@ -11,7 +11,7 @@ def pooled_embedding(
     common_bags: int,
     mean: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the value-weighted sum (or mean) of each bag's rows, [common_bags, D] and [bags - common_bags, D]."""
+    """Returns each bag's weighted sum (or mean), [common_bags, D] and [bags - common_bags, D]."""
     picked = weight[plan.rows.long()]
     if plan.weights is not None:
         picked = picked * plan.weights.to(weight.dtype).unsqueeze(1)

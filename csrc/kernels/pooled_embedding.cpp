@@ -1,0 +1,95 @@
+// Chooses the current instruction set's copy of the pooling loops, and finds the first bad row or
+// offset.
+#include "kernels/pooled_embedding.h"
+
+#include "kernels/isa.h"
+
+namespace esmm_fast {
+
+#define ESMM_DECLARE(isa)                                                                      \
+  namespace isa {                                                                              \
+  template <typename T>                                                                        \
+  void pool_bags(const Pooling<T>&, int64_t, int64_t);                                         \
+  template <typename T>                                                                        \
+  void sum_block(const RowGradient<T>&, SegmentBlock, T*);                                     \
+  template <typename T>                                                                        \
+  void row_gradients(const RowGradient<T>&, int64_t, int64_t, T*);                             \
+  template <typename T>                                                                        \
+  double squared_norm(const RowGradient<T>&, int64_t, int64_t);                                \
+  template <typename T>                                                                        \
+  void occurrence_gradients(const RowGradient<T>&, const T*, int64_t, const int32_t*, int64_t, \
+                            int64_t, T*);                                                      \
+  }
+ESMM_DECLARE(baseline)
+#if defined(__x86_64__)
+ESMM_DECLARE(avx2)
+ESMM_DECLARE(avx512)
+#endif
+
+template <typename T>
+void pool_bags(const Pooling<T>& pooling, int64_t begin, int64_t end) {
+  ESMM_DISPATCH_ISA(isa::pool_bags(pooling, begin, end))
+}
+
+template <typename T>
+void sum_block(const RowGradient<T>& gradient, SegmentBlock block, T* out) {
+  ESMM_DISPATCH_ISA(isa::sum_block(gradient, block, out))
+}
+
+template <typename T>
+void row_gradients(const RowGradient<T>& gradient, int64_t begin, int64_t end, T* values) {
+  ESMM_DISPATCH_ISA(isa::row_gradients(gradient, begin, end, values))
+}
+
+template <typename T>
+double squared_norm(const RowGradient<T>& gradient, int64_t begin, int64_t end) {
+  ESMM_DISPATCH_ISA(isa::squared_norm(gradient, begin, end))
+}
+
+template <typename T>
+void occurrence_gradients(const RowGradient<T>& gradient, const T* weight, int64_t stride,
+                          const int32_t* rows, int64_t begin, int64_t end, T* out) {
+  ESMM_DISPATCH_ISA(isa::occurrence_gradients(gradient, weight, stride, rows, begin, end, out))
+}
+
+// Both searches test blocks without a branch per element (the compiler vectorises them) and look
+// closer at a bad one.
+constexpr int64_t kSearchBlock = 1024;
+
+int64_t first_outside(const int32_t* values, int64_t begin, int64_t end, int64_t limit) {
+  const uint32_t bound = static_cast<uint32_t>(limit < INT32_MAX ? limit : INT32_MAX);
+  for (int64_t first = begin; first < end; first += kSearchBlock) {
+    const int64_t last = first + kSearchBlock < end ? first + kSearchBlock : end;
+    int bad = 0;
+    for (int64_t n = first; n < last; ++n) bad |= static_cast<uint32_t>(values[n]) >= bound;
+    if (!bad) continue;
+    for (int64_t n = first; n < last; ++n)
+      if (static_cast<uint32_t>(values[n]) >= bound) return n;
+  }
+  return end;
+}
+
+int64_t first_descent(const int32_t* values, int64_t begin, int64_t end, int64_t step) {
+  for (int64_t first = begin; first < end; first += kSearchBlock) {
+    const int64_t last = first + kSearchBlock < end ? first + kSearchBlock : end;
+    int bad = 0;
+    for (int64_t i = first; i < last; ++i)
+      bad |= static_cast<int64_t>(values[i + 1]) - values[i] < step;
+    if (!bad) continue;
+    for (int64_t i = first; i < last; ++i)
+      if (static_cast<int64_t>(values[i + 1]) - values[i] < step) return i;
+  }
+  return end;
+}
+
+#define ESMM_INSTANTIATE(T)                                                                       \
+  template void pool_bags<T>(const Pooling<T>&, int64_t, int64_t);                                \
+  template void sum_block<T>(const RowGradient<T>&, SegmentBlock, T*);                            \
+  template void row_gradients<T>(const RowGradient<T>&, int64_t, int64_t, T*);                    \
+  template double squared_norm<T>(const RowGradient<T>&, int64_t, int64_t);                       \
+  template void occurrence_gradients<T>(const RowGradient<T>&, const T*, int64_t, const int32_t*, \
+                                        int64_t, int64_t, T*);
+ESMM_INSTANTIATE(float)
+ESMM_INSTANTIATE(double)
+
+}  // namespace esmm_fast
