@@ -308,7 +308,8 @@ def _reopen(path: Path, selection: np.ndarray | None) -> Dataset:
 def _features(row: dict[str, Any], fields: tuple[Field, ...]) -> dict[str, list[tuple[int, float]]]:
     features: dict[str, list[tuple[int, float]]] = {}
     for field in fields:
-        ids, values = row[field.name], row.get(f"{field.name}_value")
+        ids: Any = row[field.name]
+        values: Any = row.get(f"{field.name}_value")
         if not field.multi:
             ids, values = ([], []) if ids is None else ([ids], [values])
         if ids:

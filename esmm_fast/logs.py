@@ -135,6 +135,7 @@ def read_log(
     batches: dict[Side, list[tuple[pa.RecordBatch, Layout]]] = {}
     for side in reader.sides:
         batches[side] = list(reader.read(side))
+    reader.require_impressions()
     tables: dict[Side, pa.Table] = {}
     for side in reader.sides:
         fields, layout = reader.fields(side), reader.layouts[side]
@@ -197,6 +198,30 @@ class LogReader:
         """The schema, with `multi` and `weighted` as the log needs them."""
         return promoted_schema(self.schema, self.layouts["common"], self.layouts["impression"])
 
+    def require_impressions(self) -> None:
+        """Raises LogError if the files that were read hold no impression."""
+        if self.reports["impression"].rows:
+            return
+        file = str(self.files["impression"][0])
+        errors = merged(self.reports["common"].rejected, self.reports["impression"].rejected)
+        if not errors:
+            raise LogError(
+                f"{file}:1 (byte 0): no impressions; expected at least one line, "
+                "got only blank ones",
+                file,
+                1,
+                0,
+                "bad_file",
+            )
+        found = "; ".join(
+            f"{e['count']} x {name}, first {e['first']}: {e['message']}"
+            for name, e in errors.items()
+        )
+        raise LogError(
+            f"{file}: every line was skipped; expected at least one good impression, got {found}",
+            file,
+        )
+
     def fields(self, side: Side) -> tuple[Field, ...]:
         """Returns the fields of one side."""
         return self.schema.common if side == "common" else self.schema.impression
@@ -225,16 +250,16 @@ class LogReader:
                 keep_rejects=self._skip and self._rejects is not None,
             )
             while (block := stream.next()) is not None:
-                batch, block_layout = record_batch(block, side, fields)
-                self.layouts[side] |= block_layout
                 if self._rejects is not None and (lines := block.rejects):
                     self._rejects(lines)
                 if self._advance is not None:
                     self._advance(block.bytes)
-                del block
-                if batch.num_rows:
+                if block.rows > len(block.dropped):
+                    batch, block_layout = record_batch(block, side, fields)
+                    self.layouts[side] |= block_layout
                     yield batch, block_layout
-                del batch
+                    del batch
+                del block
             if (problem := stream.problem()) is not None:
                 raise LogError.at(problem)
             self.reports[side] = _report(stream, fields)
@@ -260,6 +285,33 @@ class LogReader:
         ]
         if len(keys):
             yield pa.RecordBatch.from_arrays([pa.array(keys), *absent], schema=schema), layout
+
+
+NOTES = {
+    "crlf": "lines end with \\r\\n",
+    "blank_lines": "lines without a byte",
+    "trailing_separators": "a \\x01 behind the last feature",
+    "no_final_newline": "the last line has no line end: the file may be cut",
+    "empty_lists": "rows without any feature",
+    "duplicate_common_rows": "common rows that repeat an earlier one; stored once",
+    "conversions_without_click": "impressions with conversion 1 and click 0",
+}
+"""What each class of anomaly means."""
+
+
+def merged(*sides: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Returns class -> count, first place in the order in which the files are read, and what it
+    means."""
+    total: dict[str, dict[str, Any]] = {}
+    for side in sides:
+        for name, found in side.items():
+            if name not in total:
+                text = (
+                    {"message": found["message"]} if "message" in found else {"note": NOTES[name]}
+                )
+                total[name] = {"count": 0, "first": place(found), **text}
+            total[name]["count"] += found["count"]
+    return total
 
 
 def file_list(files: PathLike | Iterable[PathLike] | None, argument: str) -> list[Path]:
@@ -294,7 +346,7 @@ def _input(path: Path) -> tuple[str, str | None, Any]:
 
 def _open_gzip(path: Path) -> Any:
     try:
-        from isal import igzip  # type: ignore[import-not-found]
+        from isal import igzip
     except ImportError:
         return gzip.open(path, "rb")
     return igzip.open(path, "rb")

@@ -121,7 +121,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path}: this esmm_fast reads datasets of version {VERSION}, "
             f"got version {manifest.get('version')!r}; "
             "read it with the esmm_fast that wrote it "
-            f"({manifest.get('written_by', {}).get('esmm_fast', 'unknown')}), or prepare the log again"
+            f"({manifest.get('written_by', {}).get('esmm_fast', 'unknown')}), "
+            "or prepare the log again"
         )
     if missing := {"schema", "files", "impressions", "common_rows"} - set(manifest):
         raise DatasetError(f"{path} is damaged: it lacks {sorted(missing)}")
@@ -140,7 +141,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _likely(folder: Path) -> str:
     halves = [p.name for p in sorted(folder.iterdir()) if (p / FILE_NAME).exists()]
     if halves:
-        return f"; it holds the datasets {', '.join(halves)}: give one of them, e.g. {folder / halves[0]}"
+        return f"; it holds the datasets {', '.join(halves)}: give one, {folder / halves[0]}"
     if any(folder.glob("*.csv*")):
         return "; it holds csv files: make a dataset from them with `prepare`"
     return ""

@@ -14,7 +14,7 @@ from tqdm import tqdm
 import esmm_fast._native as _native
 
 from . import __version__
-from .logs import CHUNK_BYTES, LogError, LogReader, OnError, PathLike, file_list, place
+from .logs import CHUNK_BYTES, LogReader, OnError, PathLike, file_list, merged
 from .manifest import DATA_FILES, schema_to_dict, write_manifest
 from .record_batches import Layout, arrow_schema, conform
 from .schema import ALI_CCP, Field, Schema, Side
@@ -275,8 +275,7 @@ def _write_dataset(
                 del batch  # gives its memory back to the parser
         finally:
             facts[_FILES[side]] = file.close()
-    if reader.reports["impression"].rows == 0:
-        raise LogError(_nothing_found(reader), str(skeleton[0]))
+    reader.require_impressions()
     facts["counts.arrow"] = _write_counts(folder / "counts.arrow", reader)
     counted = _counted(reader)
     manifest = {
@@ -337,7 +336,7 @@ def _checked(
 
 def _counted(reader: LogReader) -> dict[str, Any]:
     common, impressions = reader.reports["common"], reader.reports["impression"]
-    anomalies = _merged(common.anomalies, impressions.anomalies)
+    anomalies = merged(common.anomalies, impressions.anomalies)
     fields = {}
     for field in reader.schema.fields:
         report = reader.reports[field.side]
@@ -358,21 +357,8 @@ def _counted(reader: LogReader) -> dict[str, Any]:
         "common_rows_unused": common.rows - impressions.common_rows_used,
         "fields": fields,
         "anomalies": anomalies,
-        "errors": _merged(common.rejected, impressions.rejected),
+        "errors": merged(common.rejected, impressions.rejected),
     }
-
-
-def _merged(*sides: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns class -> count and the first place in the order in which the files are read."""
-    merged: dict[str, dict[str, Any]] = {}
-    for side in sides:
-        for name, found in side.items():
-            if name not in merged:
-                merged[name] = {"count": 0, "first": place(found)}
-                if "message" in found:
-                    merged[name]["message"] = found["message"]
-            merged[name]["count"] += found["count"]
-    return merged
 
 
 def _promoted(reader: LogReader) -> dict[str, list[str]]:
@@ -395,14 +381,3 @@ def _promoted(reader: LogReader) -> dict[str, list[str]]:
             if needs:
                 promoted[field.name] = needs
     return promoted
-
-
-def _nothing_found(reader: LogReader) -> str:
-    file = reader.files["impression"][0]
-    errors = _merged(reader.reports["common"].rejected, reader.reports["impression"].rejected)
-    if not errors:
-        return f"{file}:1 (byte 0): no impressions; expected at least one line, got only blank ones"
-    lines = "; ".join(
-        f"{e['count']} x {name}, first {e['first']}: {e['message']}" for name, e in errors.items()
-    )
-    return f"{file}: every line was skipped; expected at least one good impression, got {lines}"

@@ -75,16 +75,7 @@ FieldNames::FieldNames(std::vector<std::string> names, std::vector<std::string> 
   }
 }
 
-int FieldNames::find(const char* p) const {
-  const uint64_t word = load8(p);
-  const uint64_t x = word ^ 0x0202020202020202;
-  const uint64_t ends = (x - 0x0101010101010101) & ~x & 0x8080808080808080;
-  if (ends) [[likely]] {
-    const int bits = std::countr_zero(ends) & ~7;
-    const uint64_t key = word & ((uint64_t{1} << bits) - 1);
-    const Entry& entry = entries_[key * multiplier_ >> shift_];
-    return entry.key == key ? entry.field : -1;
-  }
+int FieldNames::find_long(const char* p) const {
   if (longest_ <= kShort) return -1;
   size_t length = 0;
   while (length <= longest_ && static_cast<unsigned char>(p[length]) >= 0x20) ++length;

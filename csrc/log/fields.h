@@ -1,12 +1,15 @@
 // The fields of one side of the log: their names, found by a perfect hash, and the layout of their
 // columns.
 #pragma once
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
+
+#include "log/numbers.h"
 
 namespace esmm_fast::logs {
 
@@ -40,12 +43,23 @@ class FieldNames {
 
   // The field whose name stands at p, behind it '\x02'; -1 if there is none. Reads 8 bytes at
   // least.
-  int find(const char* p) const;
+  int find(const char* p) const {
+    const uint64_t word = load8(p);
+    const uint64_t x = word ^ 0x0202020202020202;
+    const uint64_t ends = (x - 0x0101010101010101) & ~x & 0x8080808080808080;
+    if (!ends) [[unlikely]]
+      return find_long(p);
+    const uint64_t key = word & ((uint64_t{1} << (std::countr_zero(ends) & ~7)) - 1);
+    const Entry& entry = entries_[key * multiplier_ >> shift_];
+    return entry.key == key ? entry.field : -1;
+  }
   // The field of exactly this name, or -1.
   int find_name(std::string_view name) const;
   bool is_of_other_side(std::string_view name) const;
 
  private:
+  int find_long(const char* p) const;
+
   struct Entry {
     uint64_t key = 0;
     int field = -1;

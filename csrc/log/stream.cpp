@@ -63,6 +63,8 @@ LogStream::LogStream(std::vector<Input> inputs, StreamOptions options, std::shar
       layout_(options_.layout),
       used_(options_.common || discovers ? 0 : keys_->size()),
       removed_(names_.size()) {
+  if ((options_.common || discovers) && keys_->size())
+    throw std::invalid_argument("keys: an empty map expected for files that fill it");
   totals_.rows_without.resize(names_.size());
   working_ = options_.threads;
   for (int t = 0; t < options_.threads; ++t) threads_.emplace_back(&LogStream::work, this, t);

@@ -407,6 +407,8 @@ class Tokenizer {
   const char* bad_field(const char* p) {
     const char* end = p;
     while (is_of_number(*end)) ++end;
+    if (end == p && !end_of_line(p))
+      return fail(Reason::kUnknownField, "a field is missing", p, p, kExpectedFields);
     if (*end == 2) {
       const bool other = names_.is_of_other_side({p, static_cast<size_t>(end - p)});
       const char* text = !other    ? "unknown field"
@@ -417,7 +419,6 @@ class Tokenizer {
     if (end_of_line(end) || names_.find_name({p, static_cast<size_t>(end - p)}) >= 0)
       return fail(Reason::kWrongSeparator, "wrong separator behind a field", end, end,
                   "'\\x02' behind the field");
-    if (end == p) return fail(Reason::kUnknownField, "a field is missing", p, p, kExpectedFields);
     return fail(Reason::kUnknownField, "unknown field", p, p, kExpectedFields);
   }
 
