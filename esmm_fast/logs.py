@@ -151,6 +151,7 @@ class LogReader:
 
     Args:
         skeleton, common, schema, threads, on_error, chunk_bytes: As in `read_log`.
+        count_ids: Count the occurrences of every id (`SideReport.occurrences`).
         rejects: Called with the skipped lines (bytes) in file order.
         advance: Called with the bytes of text of each block.
     """
@@ -164,6 +165,7 @@ class LogReader:
         threads: int | None = None,
         on_error: OnError = "stop",
         chunk_bytes: int = CHUNK_BYTES,
+        count_ids: bool = True,
         rejects: Callable[[bytes], object] | None = None,
         advance: Callable[[int], object] | None = None,
     ):
@@ -190,6 +192,7 @@ class LogReader:
         self._threads = threads or len(os.sched_getaffinity(0))
         self._skip = on_error == "skip"
         self._chunk_bytes = chunk_bytes
+        self._count_ids = count_ids
         self._rejects, self._advance = rejects, advance
         self._keys = _native.KeyMap()
 
@@ -248,6 +251,7 @@ class LogReader:
                 chunk_bytes=self._chunk_bytes,
                 skip_bad_lines=self._skip,
                 keep_rejects=self._skip and self._rejects is not None,
+                count_ids=self._count_ids,
             )
             while (block := stream.next()) is not None:
                 if self._rejects is not None and (lines := block.rejects):
@@ -264,6 +268,7 @@ class LogReader:
                 raise LogError.at(problem)
             self.reports[side] = _report(stream, fields)
         finally:
+            stream = None  # its threads end before the files close
             for _, _, opened in inputs:
                 if opened is not None:
                     opened.close()

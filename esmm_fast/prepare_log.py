@@ -15,7 +15,7 @@ import esmm_fast._native as _native
 
 from . import __version__
 from .logs import CHUNK_BYTES, LogReader, OnError, PathLike, file_list, merged
-from .manifest import DATA_FILES, schema_to_dict, write_manifest
+from .manifest import DATA_FILES, read_schema, schema_to_dict, write_manifest
 from .record_batches import Layout, arrow_schema, conform
 from .schema import ALI_CCP, Field, Schema, Side
 from .staging import staged_directory
@@ -32,7 +32,7 @@ def prepare(
     *,
     skeleton: PathLike | Iterable[PathLike] = (),
     common: PathLike | Iterable[PathLike] = (),
-    schema: Schema = ALI_CCP,
+    schema: Schema | PathLike = ALI_CCP,
     threads: int | None = None,
     on_error: OnError = "stop",
     rejects: PathLike | None = None,
@@ -50,16 +50,18 @@ def prepare(
         out: New directory. It appears when everything is written; what exists is refused.
         skeleton, common: The files instead of a `logdir`, plain or gzip. Without `common`, the keys
             of the skeleton files become common rows without features.
-        schema: The fields. A field that needs more than it says (a second occurrence in a row, a
-            value other than 1) is stored as `multi` or `weighted`; an id beyond 32 bits makes the
-            ids of its file uint64. The manifest lists what was promoted.
+        schema: The fields, or a JSON file of them (as in a manifest). A field that needs more than
+            it says (a second occurrence in a row, a value other than 1) is stored as `multi` or
+            `weighted`; an id beyond 32 bits makes the ids of its file uint64. The manifest lists
+            what was promoted.
         threads: Threads of the parser; None: all cores of this process. The dataset does not depend
             on it.
         on_error: ``"stop"`` raises at the first bad line and leaves nothing behind; ``"skip"``
             leaves bad lines out and counts them by reason.
         rejects: File for the skipped lines, whole and in order (common files first); only with
             ``"skip"``.
-        check: Read everything, write nothing, and return what was found (see Returns).
+        check: Read everything, write nothing (`out` and `rejects` are ignored), and return what was
+            found.
         progress: Show a progress bar.
         chunk_bytes: Text per chunk and record batch, in bytes.
 
@@ -74,15 +76,13 @@ def prepare(
         FileExistsError: `out` (or `rejects`) exists.
         FileNotFoundError: A log file is missing.
     """
-    if check and (out is not None or rejects is not None):
-        raise ValueError("check writes nothing: neither out nor rejects expected with it")
     if not check and out is None:
         raise ValueError("out: a new directory expected, got none")
-    if rejects is not None and on_error != "skip":
+    if rejects is not None and on_error != "skip" and not check:
         raise ValueError(f"rejects: on_error='skip' expected with it, got {on_error!r}")
     logs = _logs(logdir, skeleton, common)
     settings: dict[str, Any] = {
-        "schema": schema,
+        "schema": schema if isinstance(schema, Schema) else read_schema(Path(schema)),
         "threads": threads,
         "on_error": "skip" if check else on_error,
         "chunk_bytes": chunk_bytes,

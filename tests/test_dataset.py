@@ -170,6 +170,15 @@ def test_a_schema_of_ones_own(tmp_path):
         }
     ]
     assert "published" not in dataset.info()
+    again = prepare(
+        skeleton=tmp_path / "s.csv",
+        common=tmp_path / "c.csv",
+        out=tmp_path / "again",
+        schema=tmp_path / "d" / "manifest.json",
+    )
+    assert again.impressions.equals(dataset.impressions)
+    with pytest.raises(ValueError, match=r"s\.csv: a schema in JSON expected"):
+        prepare(skeleton=tmp_path / "s.csv", out=tmp_path / "x", schema=tmp_path / "s.csv")
 
 
 def test_promotions_are_listed(tmp_path):
@@ -212,8 +221,10 @@ def test_check_reads_everything_and_writes_nothing(tmp_path):
     }
     assert errors["bad_label"]["message"].startswith("click is not 0 or 1; expected")
     assert report["fields"]["205"]["occurrences"] == 4
-    with pytest.raises(ValueError, match="check writes nothing"):
-        prepare(skeleton=skeleton, check=True, out=tmp_path / "out")
+    again = prepare(
+        skeleton=skeleton, common=GOOD / "common.csv", check=True, out=tmp_path / "out", threads=1
+    )
+    assert again == report
     assert left_behind(tmp_path) == []
 
 

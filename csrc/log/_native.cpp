@@ -12,6 +12,7 @@
 #include <stdexcept>
 
 #include "log/dump.h"
+#include "log/newlines.h"
 #include "log/stream.h"
 #include "log/xxh64.h"
 
@@ -231,14 +232,8 @@ void bind_log(py::module_& m) {
       .def(py::init<>())
       .def("__len__", &KeyMap::size)
       .def(
-          "keys", [](const KeyMap& keys) { return owned(keys.keys()); }, "All keys by row, uint64.")
-      .def(
-          "find",
-          [](const KeyMap& keys, uint64_t key) -> py::object {
-            const uint32_t row = keys.find(key);
-            return row == KeyMap::kNone ? py::object(py::none()) : py::object(py::int_(row));
-          },
-          py::arg("key"));
+          "keys", [](const KeyMap& keys) { return owned(keys.keys()); },
+          "All keys by row, uint64.");
 
   py::class_<Block, std::shared_ptr<Block>>(m, "Block", "The rows of one chunk of the log.")
       .def_property_readonly("rows", [](const Block& block) { return block.columns.rows; })
@@ -277,7 +272,8 @@ void bind_log(py::module_& m) {
       .def(py::init([](const py::list& inputs, bool common, std::vector<std::string> fields,
                        std::vector<std::string> other_fields, std::vector<uint8_t> multi,
                        std::vector<uint8_t> weighted, std::shared_ptr<KeyMap> keys, bool discovers,
-                       int threads, size_t chunk_bytes, bool skip_bad_lines, bool keep_rejects) {
+                       int threads, size_t chunk_bytes, bool skip_bad_lines, bool keep_rejects,
+                       bool count_ids) {
              if (threads < 1)
                throw std::invalid_argument("threads: at least 1 expected, got " +
                                            std::to_string(threads));
@@ -296,13 +292,14 @@ void bind_log(py::module_& m) {
              options.chunk_bytes = chunk_bytes;
              options.skip_bad_lines = skip_bad_lines;
              options.keep_rejects = keep_rejects;
+             options.count_ids = count_ids;
              return std::unique_ptr<LogStream, JoinWithoutGil>(
                  new LogStream(std::move(specs), std::move(options), std::move(keys), discovers));
            }),
            py::kw_only(), py::arg("inputs"), py::arg("common"), py::arg("fields"),
            py::arg("other_fields"), py::arg("multi"), py::arg("weighted"), py::arg("keys"),
            py::arg("discovers"), py::arg("threads"), py::arg("chunk_bytes"),
-           py::arg("skip_bad_lines"), py::arg("keep_rejects"))
+           py::arg("skip_bad_lines"), py::arg("keep_rejects"), py::arg("count_ids"))
       .def("next", &next_block)
       .def("problem", &problem_of)
       .def("totals", &totals_dict)
@@ -334,6 +331,9 @@ void bind_log(py::module_& m) {
         return std::string(text);
       });
 
+  m.def("count_newlines", &count_newlines, py::arg("path"), py::arg("threads"),
+        py::call_guard<py::gil_scoped_release>(),
+        "Line ends of a regular file: a yardstick for the parser.");
   m.def("dump_rows", &dump_rows, py::kw_only(), py::arg("sample_id"), py::arg("click"),
         py::arg("conversion"), py::arg("common_row"), py::arg("keys"), py::arg("fields"),
         py::arg("begin"), py::arg("end"),

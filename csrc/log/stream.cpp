@@ -137,7 +137,7 @@ void LogStream::fill(Block& block, std::vector<IdCounter>& counters) {
     layout_.widen(columns.layout);
   }
 
-  for (size_t f = 0; f < names_.size(); ++f) {
+  for (size_t f = 0; options_.count_ids && f < names_.size(); ++f) {
     const Column& column = columns.fields[f];
     const uint8_t* valid = columns.layout.multi[f] ? nullptr : column.valid.data();
     const size_t size = valid ? columns.rows : column.occurrences;
@@ -282,7 +282,8 @@ void LogStream::drop(Block& block, size_t row) {
   block.dropped.push_back(static_cast<uint32_t>(row));
   for (size_t f = 0; f < names_.size(); ++f) {
     const auto [begin, end] = block.columns.span(f, row);
-    for (size_t i = begin; i < end; ++i) removed_[f].add(block.columns.id(f, i), 1);
+    for (size_t i = begin; options_.count_ids && i < end; ++i)
+      removed_[f].add(block.columns.id(f, i), 1);
     block.report.rows_without[f] -= begin == end;
   }
 }

@@ -31,6 +31,7 @@ struct StreamOptions {
   size_t chunk_bytes = size_t{8} << 20;
   bool skip_bad_lines = false;
   bool keep_rejects = false;
+  bool count_ids = true;  // for counts()
 };
 
 // The rows of one chunk.
