@@ -125,6 +125,8 @@ def conform(
     """Returns the batch in a layout that is at least as wide as its own.
 
     A nullable id becomes a list of none or one, a missing value becomes 1, uint32 becomes uint64.
+    The bytes are those that the parser would have written in that layout: which blocks it reads in
+    the narrow one is a matter of time, and must not show.
     """
     schema = arrow_schema(side, fields, layout)
     if batch.schema.equals(schema):
@@ -147,8 +149,11 @@ def _ones_like(ids: pa.Array) -> pa.Array:
     if pa.types.is_list(ids.type):
         ones = pa.array(np.ones(len(ids.values), np.float32))
         return pa.ListArray.from_arrays(ids.offsets, ones)
-    absent = ids.is_null().to_numpy(zero_copy_only=False)
-    return pa.array(np.ones(len(ids), np.float32), mask=absent)
+    present = ids.is_valid().to_numpy(zero_copy_only=False)
+    ones = pa.py_buffer(
+        present.astype(np.float32)
+    )  # 0 where there is nothing, as the parser has it
+    return pa.Array.from_buffers(pa.float32(), len(ids), [ids.buffers()[0], ones])
 
 
 def _widened(stored: pa.Array, multi: bool, item_type: pa.DataType) -> pa.Array:

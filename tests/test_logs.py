@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esmm_fast.logs import LogError, LogReader, read_log
+from esmm_fast.record_batches import Layout, conform
 from esmm_fast.schema import ALI_CCP, Field, Schema
 
 GOOD = Path(__file__).parent / "logs" / "good"
@@ -226,6 +227,32 @@ def test_promotion(tmp_path):
             pa.list_(pa.uint64()),
             pa.list_(pa.uint64()),
         ]
+
+
+def test_widened_blocks_have_the_bytes_of_wide_ones(tmp_path):
+    """Which blocks are read before a promotion depends on the threads; the result must not."""
+    narrow = (Field("1"), Field("2"), Field("3", weighted=True), Field("4", multi=True))
+    wide = (
+        Field("1", weighted=True),
+        Field("2", weighted=True, multi=True),
+        Field("3", weighted=True, multi=True),
+        Field("4", weighted=True, multi=True),
+    )
+    lines = ["1:1:1.0 3:3:0.5", "2:2:1.0 4:4:1.0 4:5:1.0", "", "1:7:1.0"] * 5
+    path = write(tmp_path / "skeleton.csv", "".join(map(one, lines)))
+    written = []
+    for fields in (narrow, wide):
+        reader = LogReader(path, None, Schema(fields), threads=1)
+        ((batch, layout),) = reader.read("impression")
+        assert layout == Layout.of(fields)
+        for ids_wide in (False, True):
+            target = Layout(Layout.of(wide).multi, Layout.of(wide).weighted, ids_wide)
+            table = conform(batch, "impression", fields, target)
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_batch(table)
+            written.append((ids_wide, sink.getvalue().to_pybytes()))
+    assert len(set(written)) == 2
 
 
 def test_a_bad_line_promotes_nothing(tmp_path):
