@@ -1,0 +1,76 @@
+// The fields of one side of the log: their names, found by a perfect hash, and the layout of their
+// columns.
+#pragma once
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "log/numbers.h"
+
+namespace esmm_fast::logs {
+
+// How the columns of one file are stored. A log that needs more than its schema says (a second
+// occurrence in a row, a value other than 1, an id beyond 32 bits) gets the wider layout; nothing
+// is dropped.
+struct Layout {
+  std::vector<uint8_t> multi;     // [F] a bag can hold several occurrences
+  std::vector<uint8_t> weighted;  // [F] occurrences carry a value
+  bool wide = false;              // ids are stored in 64 bits
+
+  void widen(const Layout& other);
+};
+
+class FieldNames {
+ public:
+  FieldNames(std::vector<std::string> names, std::vector<std::string> other_side);
+  FieldNames(const FieldNames&) = delete;
+  FieldNames& operator=(const FieldNames&) = delete;
+
+  // One name as the tokenizer compares it: (8 bytes of text & mask) == key means this name and its
+  // '\x02'. Names of more than 7 bytes have mask 0 and key 1: never equal.
+  struct Pattern {
+    uint64_t key, mask;
+    int length;  // of the name
+  };
+
+  size_t size() const { return names_.size(); }
+  const std::string& operator[](size_t field) const { return names_[field]; }
+  const Pattern& pattern(size_t field) const { return patterns_[field]; }
+
+  // The field whose name stands at p, behind it '\x02'; -1 if there is none. Reads 8 bytes at
+  // least.
+  int find(const char* p) const {
+    const uint64_t word = load8(p);
+    const uint64_t x = word ^ 0x0202020202020202;
+    const uint64_t ends = (x - 0x0101010101010101) & ~x & 0x8080808080808080;
+    if (!ends) [[unlikely]]
+      return find_long(p);
+    const uint64_t key = word & ((uint64_t{1} << (std::countr_zero(ends) & ~7)) - 1);
+    const Entry& entry = entries_[key * multiplier_ >> shift_];
+    return entry.key == key ? entry.field : -1;
+  }
+  // The field of exactly this name, or -1.
+  int find_name(std::string_view name) const;
+  bool is_of_other_side(std::string_view name) const;
+
+ private:
+  int find_long(const char* p) const;
+
+  struct Entry {
+    uint64_t key = 0;
+    int field = -1;
+  };
+  std::vector<std::string> names_, other_side_;
+  std::vector<Pattern> patterns_;
+  std::vector<Entry> entries_;  // perfect: every name of up to 7 bytes in a place of its own
+  uint64_t multiplier_ = 0;
+  int shift_ = 64;
+  size_t longest_ = 0;
+  std::unordered_map<std::string_view, int> by_name_;
+};
+
+}  // namespace esmm_fast::logs

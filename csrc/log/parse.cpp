@@ -1,1 +1,0 @@
-// The tokenizer of the log.

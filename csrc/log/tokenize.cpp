@@ -1,0 +1,460 @@
+// The tokenizer of the log.
+//
+//   skeleton := sample_id ',' click ',' conversion ',' key ',' feature_num ',' list '\n'
+//   common   := key ',' feature_num ',' list '\n'
+//   list     := [ feature ( \x01 feature )* ]        feature := field \x02 id \x03 value
+//
+// One pass, one parser: numbers are read eight bytes at a time, a feature's field is first compared
+// with the field of the feature before it, and whatever is not spelled the usual way takes a longer
+// road inside the same functions. PERF: the chain of addresses (where a token ends decides where
+// the next begins) bounds it, about 40 cycles a feature.
+#include "log/tokenize.h"
+
+#include <cstring>
+
+#include "log/failure.h"
+#include "log/numbers.h"
+
+namespace esmm_fast::logs {
+namespace {
+
+// The columns of one field while they are written.
+template <typename Id>
+struct Writer {
+  Id* ids;
+  float* values;
+  int32_t* offsets;  // multi
+  uint8_t* valid;    // scalar
+  size_t size;       // multi: occurrences so far
+  size_t capacity;   // multi
+  uint64_t rows_without;
+  bool multi, weighted;
+};
+
+template <typename Id, bool kCommon>
+class Tokenizer {
+ public:
+  Tokenizer(const Text& text, const Grammar& grammar, Columns& columns, Report& report)
+      : text_(text), grammar_(grammar), names_(*grammar.names), columns_(columns), report_(report) {
+    const size_t fields = names_.size();
+    columns_.rows = 0;
+    columns_.fields.resize(fields);
+    needed_ = columns_.layout;
+    writers_.resize(fields);
+    for (size_t f = 0; f < fields; ++f)
+      writers_[f] = {nullptr,
+                     nullptr,
+                     nullptr,
+                     nullptr,
+                     0,
+                     0,
+                     0,
+                     columns_.layout.multi[f] != 0,
+                     columns_.layout.weighted[f] != 0};
+    grow_rows(64);
+    for (size_t f = 0; f < fields; ++f) {
+      if (!writers_[f].multi) continue;
+      grow_occurrences(f, 64);
+      writers_[f].offsets[0] = 0;
+    }
+  }
+
+  // False if the text needs a wider layout: it is set, and the work is to be done again with it.
+  bool run() {
+    for (const char* p = text_.begin; p != text_.end;) {
+      const char* line = p;
+      if (*p == '\n' || (*p == '\r' && p[1] == '\n')) {
+        note(Anomaly::kBlankLines, p);
+        if (*p == '\r') note(Anomaly::kCrlf, p++);
+        ++p;
+        ++report_.lines;
+        continue;
+      }
+      open_row();
+      p = kCommon ? common_line(p) : skeleton_line(p);
+      if (p && widen_) {
+        columns_.layout.widen(needed_);
+        return false;
+      }
+      if (p) [[likely]] {
+        close_row(line, p);
+      } else {
+        drop_row();
+        p = static_cast<const char*>(std::memchr(line, '\n', text_.end - line)) + 1;
+        const Place place{0, report_.lines, static_cast<uint64_t>(failure_.at - text_.begin)};
+        if (!grammar_.skip_bad_lines) {
+          report_.error = {failure_.reason, place, message(failure_, text_, line, names_, kCommon)};
+          break;
+        }
+        Tally& tally = report_.rejected[static_cast<size_t>(failure_.reason)];
+        if (tally.count == 0) tally.message = message(failure_, text_, line, names_, kCommon);
+        tally.add(place);
+        if (grammar_.keep_rejects)
+          report_.rejects.push_back(
+              {static_cast<uint64_t>(line - text_.begin), static_cast<uint64_t>(p - text_.begin)});
+      }
+      ++report_.lines;
+    }
+    if (text_.no_final_newline && !report_.error) {
+      // The place is that of the missing newline.
+      report_.anomalies[static_cast<size_t>(Anomaly::kNoFinalNewline)].add(
+          Place{0, report_.lines - 1, static_cast<uint64_t>(text_.end - 1 - text_.begin)});
+    }
+    report_.rows_without.resize(names_.size());
+    for (size_t f = 0; f < names_.size(); ++f) {
+      columns_.fields[f].occurrences =
+          writers_[f].multi ? writers_[f].size : columns_.rows - writers_[f].rows_without;
+      report_.rows_without[f] = writers_[f].rows_without;
+    }
+    return true;
+  }
+
+ private:
+  void note(Anomaly anomaly, const char* at) {
+    report_.anomalies[static_cast<size_t>(anomaly)].add(
+        Place{0, report_.lines, static_cast<uint64_t>(at - text_.begin)});
+  }
+
+  // ---- Rows
+
+  void grow_rows(size_t capacity) {
+    const size_t rows = columns_.rows;
+    if constexpr (kCommon) {
+      columns_.row_line.reserve(capacity, rows);
+      columns_.row_begin.reserve(capacity, rows);
+      columns_.row_end.reserve(capacity, rows);
+    } else {
+      columns_.sample_id.reserve(capacity, rows);
+      columns_.click.reserve(capacity, rows);
+      columns_.conversion.reserve(capacity, rows);
+      columns_.common_row.reserve(capacity, rows);
+    }
+    if (kCommon || !grammar_.keys) columns_.key.reserve(capacity, rows);
+    for (size_t f = 0; f < writers_.size(); ++f) {
+      Column& column = columns_.fields[f];
+      Writer<Id>& out = writers_[f];
+      if (out.multi) {
+        column.offsets.reserve(capacity + 1, rows + 1);
+        out.offsets = column.offsets.data();
+        continue;
+      }
+      const size_t bytes = (rows + 7) / 8;
+      column.valid.reserve(capacity / 8 + 1, bytes);
+      std::memset(column.valid.data() + bytes, 0, capacity / 8 + 1 - bytes);
+      out.valid = column.valid.data();
+      Buffer<Id>& ids = column.template ids<Id>();
+      ids.reserve(capacity, rows);
+      out.ids = ids.data();
+      if (!out.weighted) continue;
+      column.values.reserve(capacity, rows);
+      out.values = column.values.data();
+    }
+    row_capacity_ = capacity;
+  }
+
+  void grow_occurrences(size_t field, size_t capacity) {
+    Writer<Id>& out = writers_[field];
+    Buffer<Id>& ids = columns_.fields[field].template ids<Id>();
+    ids.reserve(capacity, out.size);
+    out.ids = ids.data();
+    out.capacity = ids.capacity();
+    if (out.weighted) {
+      Buffer<float>& values = columns_.fields[field].values;
+      values.reserve(out.capacity, out.size);
+      out.values = values.data();
+    }
+  }
+
+  void open_row() {
+    if (columns_.rows == row_capacity_) [[unlikely]]
+      grow_rows(2 * row_capacity_);
+    for (Writer<Id>& out : writers_) {
+      if (out.multi) continue;
+      out.ids[columns_.rows] = 0;
+      if (out.weighted) out.values[columns_.rows] = 0;
+    }
+  }
+
+  void close_row(const char* line, const char* end) {
+    const size_t row = columns_.rows++;
+    if constexpr (kCommon) {
+      columns_.row_line[row] = report_.lines;
+      columns_.row_begin[row] = line - text_.begin;
+      columns_.row_end[row] = end - text_.begin;
+    } else {
+      const bool click = columns_.click[row], conversion = columns_.conversion[row];
+      report_.clicks += click;
+      report_.conversions += click && conversion;
+      if (conversion && !click) note(Anomaly::kConversionsWithoutClick, line);
+    }
+    for (Writer<Id>& out : writers_) {
+      if (out.multi) {
+        out.rows_without += out.size == static_cast<size_t>(out.offsets[row]);
+        out.offsets[row + 1] = static_cast<int32_t>(out.size);
+      } else {
+        out.rows_without += !(out.valid[row >> 3] >> (row & 7) & 1);
+      }
+    }
+    if (crlf_) note(Anomaly::kCrlf, crlf_);
+    if (trailing_) note(Anomaly::kTrailingSeparators, trailing_);
+    if (empty_list_) note(Anomaly::kEmptyLists, empty_list_);
+    crlf_ = trailing_ = empty_list_ = nullptr;
+  }
+
+  // Takes back what a bad line has written.
+  void drop_row() {
+    const size_t row = columns_.rows;
+    for (Writer<Id>& out : writers_) {
+      if (out.multi) {
+        out.size = out.offsets[row];
+      } else {
+        out.valid[row >> 3] &= ~(1 << (row & 7));
+      }
+    }
+    if (widen_) needed_ = columns_.layout;
+    widen_ = false;
+    crlf_ = trailing_ = empty_list_ = nullptr;
+  }
+
+  // ---- Lines: each returns the byte behind the line's '\n', or null with failure_ set.
+
+  const char* fail(Reason reason, const char* text, const char* at, const char* token,
+                   const char* expected) {
+    failure_ = {end_of_line(at) ? Reason::kTruncatedLine : reason, text, at, token, expected, 0, 0};
+    return nullptr;
+  }
+
+  const char* skeleton_line(const char* p) {
+    const size_t row = columns_.rows;
+    const char* token = p;
+    const NumberError error = read_decimal(p, columns_.sample_id[row]);
+    if (error == NumberError::kTooLarge)
+      return fail(Reason::kBadSampleId, "sample_id is beyond 64 bits", token, token,
+                  "at most 18446744073709551615");
+    if (error != NumberError::kNone || *p != ',')
+      return fail(Reason::kBadSampleId, "sample_id is not a decimal number", p, token,
+                  "sample_id (digits) and ','");
+    ++p;
+    if (!(p = label(p, "click is not 0 or 1", "click (0 or 1) and ','", columns_.click[row])))
+      return nullptr;
+    if (!(p = label(p, "conversion is not 0 or 1", "conversion (0 or 1) and ','",
+                    columns_.conversion[row])))
+      return nullptr;
+
+    token = p;
+    if (!key_text_ ||
+        std::memcmp(key_text_, p, 17) != 0) {  // impressions of one common row stand together
+      key_text_ = nullptr;
+      if (!(p = common_key(p))) return nullptr;
+      if (grammar_.keys && (common_row_ = grammar_.keys->find(key_)) == KeyMap::kNone)
+        return fail(Reason::kMissingCommonRow, "no common row has this common_feature_index", token,
+                    token, "a key of the common files");
+      key_text_ = token;
+    } else {
+      p += 17;
+    }
+    if (grammar_.keys) {
+      columns_.common_row[row] = common_row_;
+    } else {
+      columns_.key[row] = key_;
+    }
+    return features(p);
+  }
+
+  const char* common_line(const char* p) {
+    if (!(p = common_key(p))) return nullptr;
+    columns_.key[columns_.rows] = key_;
+    return features(p);
+  }
+
+  const char* label(const char* p, const char* text, const char* expected, uint8_t& out) {
+    if (*p != '0' && *p != '1') return fail(Reason::kBadLabel, text, p, p, expected);
+    if (p[1] != ',') return fail(Reason::kBadLabel, text, p + 1, p, expected);
+    out = *p - '0';
+    return p + 2;
+  }
+
+  // 16 lower-case hex characters and ',' into key_.
+  const char* common_key(const char* p) {
+    constexpr const char* kText = "common_feature_index is not 16 lower-case hex characters";
+    constexpr const char* kExpected = "common_feature_index (16 of 0-9 a-f) and ','";
+    uint64_t key = 0;
+    for (int i = 0; i < 16; ++i) {
+      const unsigned char c = p[i];
+      const unsigned digit = c - '0', letter = c - 'a';
+      if (digit > 9 && letter > 5) return fail(Reason::kBadCommonKey, kText, p + i, p, kExpected);
+      key = key << 4 | (digit <= 9 ? digit : letter + 10);
+    }
+    if (p[16] != ',') return fail(Reason::kBadCommonKey, kText, p + 16, p, kExpected);
+    key_ = key;
+    return p + 17;
+  }
+
+  // feature_num, the list, and the end of the line.
+  const char* features(const char* p) {
+    const char* token = p;
+    uint64_t announced;
+    const NumberError error = read_decimal(p, announced);
+    if (error == NumberError::kTooLarge)
+      return fail(Reason::kBadFeatureNum, "feature_num is beyond 64 bits", token, token,
+                  "a count of features");
+    if (error != NumberError::kNone || *p != ',')
+      return fail(Reason::kBadFeatureNum, "feature_num is not a decimal number", p, token,
+                  "feature_num (digits) and ','");
+    ++p;
+    uint64_t found = 0;
+    if (end_of_line(p)) {
+      empty_list_ = p;
+    } else if (!(p = list(p, found))) {
+      return nullptr;
+    }
+    if (found != announced) [[unlikely]] {
+      fail(Reason::kFeatureNumMismatch, "feature_num is not the number of features in the list",
+           token, token, "");
+      failure_.announced = announced;
+      failure_.found = found;
+      return nullptr;
+    }
+    if (*p == '\r') crlf_ = p++;
+    return p + 1;
+  }
+
+  static bool end_of_line(const char* p) { return *p == '\n' || (*p == '\r' && p[1] == '\n'); }
+
+  // The features up to the end of the line, at which it returns.
+  const char* list(const char* p, uint64_t& found) {
+    const size_t row = columns_.rows;
+    Writer<Id>* out = nullptr;
+    size_t field = 0;
+    FieldNames::Pattern pattern{1, 0, 0};  // equals nothing
+    for (;;) {
+      if ((load8(p) & pattern.mask) != pattern.key) {
+        const int known = names_.find(p);
+        if (known < 0) [[unlikely]]
+          return bad_field(p);
+        field = known;
+        out = &writers_[field];
+        pattern = names_.pattern(field);
+      }
+      p += pattern.length + 1;
+
+      const char* token = p;
+      uint64_t id;
+      const NumberError id_error = read_decimal(p, id);
+      if (id_error != NumberError::kNone || *p != 3) [[unlikely]] {
+        if (id_error == NumberError::kTooLarge)
+          return fail(Reason::kBadFeatureId, "feature id is beyond 64 bits", token, token,
+                      "at most 18446744073709551615");
+        if (p == token || is_of_number(*p))
+          return fail(Reason::kBadFeatureId, "feature id is not a decimal number", p, token,
+                      "a feature id (digits) and '\\x03'");
+        return fail(Reason::kWrongSeparator, "wrong separator behind a feature id", p, p,
+                    "'\\x03' behind the feature id");
+      }
+      if (sizeof(Id) == 4 && id > UINT32_MAX) [[unlikely]] {
+        needed_.wide = widen_ = true;
+      }
+
+      token = ++p;
+      float value;
+      const NumberError value_error = read_value(p, value);
+      if (value_error != NumberError::kNone || (*p != 1 && !end_of_line(p))) [[unlikely]] {
+        if (value_error == NumberError::kTooLarge)
+          return fail(Reason::kBadValue, "value is beyond float32", token, token,
+                      "a decimal of float32's range");
+        if (value_error != NumberError::kNone || is_of_number(*p))
+          return fail(Reason::kBadValue, "value is not a plain decimal", p, token,
+                      "a value (digits, or digits '.' digits)");
+        return fail(Reason::kWrongSeparator, "wrong separator behind a value", p, p,
+                    "'\\x01' or the end of the line behind the value");
+      }
+
+      if (!out->weighted && value != 1) [[unlikely]] {
+        needed_.weighted[field] = widen_ = true;
+      }
+      if (out->multi) {
+        if (out->size == out->capacity) [[unlikely]]
+          grow_occurrences(field, 2 * out->capacity);
+        out->ids[out->size] = static_cast<Id>(id);
+        if (out->weighted) out->values[out->size] = value;
+        ++out->size;
+      } else {
+        uint8_t& bits = out->valid[row >> 3];
+        const uint8_t bit = 1 << (row & 7);
+        if (bits & bit) [[unlikely]] {
+          needed_.multi[field] = widen_ = true;
+        }
+        bits |= bit;
+        out->ids[row] = static_cast<Id>(id);
+        if (out->weighted) out->values[row] = value;
+      }
+      ++found;
+      if (*p != 1) return p;
+      ++p;
+      if (end_of_line(p)) [[unlikely]] {
+        trailing_ = p - 1;
+        return p;
+      }
+    }
+  }
+
+  // A byte that someone meant as part of a number, rather than as a separator.
+  static bool is_of_number(char c) {
+    return (c >= '0' && c <= '9') || ((c | 0x20) >= 'a' && (c | 0x20) <= 'z') || c == '.' ||
+           c == '-' || c == '+' || c == '_';
+  }
+
+  const char* bad_field(const char* p) {
+    const char* end = p;
+    while (is_of_number(*end)) ++end;
+    if (end == p && !end_of_line(p))
+      return fail(Reason::kUnknownField, "a field is missing", p, p, kExpectedFields);
+    if (*end == 2) {
+      const bool other = names_.is_of_other_side({p, static_cast<size_t>(end - p)});
+      const char* text = !other    ? "unknown field"
+                         : kCommon ? "field of the skeleton file in a common file"
+                                   : "field of the common file in a skeleton file";
+      return fail(Reason::kUnknownField, text, p, p, kExpectedFields);
+    }
+    if (end_of_line(end) || names_.find_name({p, static_cast<size_t>(end - p)}) >= 0)
+      return fail(Reason::kWrongSeparator, "wrong separator behind a field", end, end,
+                  "'\\x02' behind the field");
+    return fail(Reason::kUnknownField, "unknown field", p, p, kExpectedFields);
+  }
+
+  const Text text_;
+  const Grammar grammar_;
+  const FieldNames& names_;
+  Columns& columns_;
+  Report& report_;
+  std::vector<Writer<Id>> writers_;
+  size_t row_capacity_ = 0;
+
+  Failure failure_;
+  Layout needed_;  // the layout plus what this line needs more, if widen_
+  bool widen_ = false;
+  const char *crlf_ = nullptr, *trailing_ = nullptr,
+             *empty_list_ = nullptr;  // anomalies of this line
+  const char* key_text_ = nullptr;    // where the key that key_ and common_row_ belong to was read
+  uint64_t key_ = 0;
+  uint32_t common_row_ = 0;
+};
+
+template <typename Id>
+bool run(const Text& text, const Grammar& grammar, Columns& columns, Report& report) {
+  return grammar.common ? Tokenizer<Id, true>(text, grammar, columns, report).run()
+                        : Tokenizer<Id, false>(text, grammar, columns, report).run();
+}
+
+}  // namespace
+
+void tokenize(const Text& text, const Grammar& grammar, Columns& columns, Report& report) {
+  for (;;) {
+    report = Report();
+    if (columns.layout.wide ? run<uint64_t>(text, grammar, columns, report)
+                            : run<uint32_t>(text, grammar, columns, report))
+      return;
+  }
+}
+
+}  // namespace esmm_fast::logs

@@ -1,0 +1,178 @@
+"""The manifest of a dataset: what is written, read and refused, and the published totals it is
+compared with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields as dataclass_fields
+from pathlib import Path
+from typing import Any
+
+from .schema import ALI_CCP, Field, Schema
+
+FORMAT = "esmm_fast dataset"
+VERSION = 1
+FILE_NAME = "manifest.json"
+DATA_FILES = ("impressions.arrow", "common_rows.arrow", "counts.arrow")
+
+PUBLISHED: dict[str, dict[str, int]] = {
+    "train": {
+        "impressions": 42_300_135,
+        "clicks": 1_644_256,
+        "conversions": 8_802,
+        "conversions_without_click": 230,
+        "common_rows": 730_600,
+    },
+    "test": {
+        "impressions": 43_016_840,
+        "clicks": 1_673_447,
+        "conversions": 9_195,
+        "conversions_without_click": 226,
+        "common_rows": 884_212,
+    },
+}
+"""Totals of the two halves of the public Ali-CCP log; conversions are those with a click."""
+
+
+class DatasetError(ValueError):
+    """A directory that is not a dataset this version can read, or a dataset that is damaged."""
+
+
+def schema_to_dict(schema: Schema) -> dict[str, Any]:
+    """Returns the schema as JSON takes it; `schema_from_dict` reverses it.
+
+    Example:
+        >>> schema_from_dict(schema_to_dict(ALI_CCP)) == ALI_CCP
+        True
+    """
+    return {
+        "fields": [
+            {
+                f.name: value
+                for f in dataclass_fields(Field)
+                if (value := getattr(field, f.name)) is not None
+            }
+            for field in schema.fields
+        ],
+        "labels": list(schema.labels),
+        "dense": schema.dense,
+        "weight": schema.weight,
+        "extra": list(schema.extra),
+    }
+
+
+def schema_from_dict(stored: Any) -> Schema:
+    """Returns the schema of a dict such as ``{"fields": [{"name": "205", "side": "impression"},
+    ...]}``.
+
+    Raises:
+        ValueError: An unknown key or side, or no list of fields.
+    """
+    if not isinstance(stored, dict) or not isinstance(stored.get("fields"), list):
+        raise ValueError(f"schema: an object with a list 'fields' expected, got {stored!r:.80}")
+    known = {f.name for f in dataclass_fields(Field)}
+    fields = []
+    for i, entry in enumerate(stored["fields"]):
+        if not isinstance(entry, dict) or "name" not in entry or not set(entry) <= known:
+            raise ValueError(
+                f"schema: fields[{i}]: an object with 'name' and any of {sorted(known)} expected, "
+                f"got {entry!r:.80}"
+            )
+        if entry.get("side", "impression") not in ("common", "impression"):
+            raise ValueError(
+                f"schema: fields[{i}]: side 'common' or 'impression' expected, "
+                f"got {entry['side']!r}"
+            )
+        fields.append(Field(**entry))
+    others = {f.name for f in dataclass_fields(Schema)} - {"fields"}
+    if unknown := set(stored) - others - {"fields"}:
+        raise ValueError(f"schema: keys {sorted(others)} expected, got {sorted(unknown)}")
+    given: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in others
+    }
+    return Schema(tuple(fields), **given)
+
+
+def read_schema(path: Path) -> Schema:
+    """Returns the schema of a JSON file: what `schema_to_dict` returns, or a manifest."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: a schema in JSON expected, got {error}") from None
+    nested = isinstance(stored, dict) and "schema" in stored
+    try:
+        return schema_from_dict(stored["schema"] if nested else stored)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Writes the manifest; it is the last file of a dataset."""
+    text = json.dumps({"format": FORMAT, "version": VERSION, **manifest}, indent=1)
+    (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Returns the manifest of a dataset whose files are there and of the sizes it says.
+
+    Raises:
+        DatasetError: Not a dataset, a newer version, or files that are missing or cut.
+    """
+    path = folder / FILE_NAME
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such directory; expected a dataset (made by `prepare`)")
+    if not path.exists():
+        raise DatasetError(f"{folder} is not a dataset: it has no {FILE_NAME}{_likely(folder)}")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DatasetError(f"{path} is damaged: JSON expected, got {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DatasetError(f"{path} is not the manifest of a dataset: format {FORMAT!r} expected")
+    if manifest.get("version") != VERSION:
+        raise DatasetError(
+            f"{path}: this esmm_fast reads datasets of version {VERSION}, "
+            f"got version {manifest.get('version')!r}; "
+            "read it with the esmm_fast that wrote it "
+            f"({manifest.get('written_by', {}).get('esmm_fast', 'unknown')}), "
+            "or prepare the log again"
+        )
+    if missing := {"schema", "files", "impressions", "common_rows"} - set(manifest):
+        raise DatasetError(f"{path} is damaged: it lacks {sorted(missing)}")
+    for name in DATA_FILES:
+        expected = manifest["files"].get(name, {}).get("bytes")
+        data = folder / name
+        if not data.exists():
+            raise DatasetError(f"{folder} is damaged: {name} is missing")
+        if data.stat().st_size != expected:
+            raise DatasetError(
+                f"{data} is damaged: expected {expected} bytes, got {data.stat().st_size}"
+            )
+    return manifest
+
+
+def _likely(folder: Path) -> str:
+    halves = [p.name for p in sorted(folder.iterdir()) if (p / FILE_NAME).exists()]
+    if halves:
+        return f"; it holds the datasets {', '.join(halves)}: give one, {folder / halves[0]}"
+    if any(folder.glob("*.csv*")):
+        return "; it holds csv files: make a dataset from them with `prepare`"
+    return ""
+
+
+def published_comparison(
+    manifest: dict[str, Any], counted: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Returns how the totals compare with those of the public file of the same name, if there is
+    one."""
+    source = manifest.get("source", {})
+    names = [Path(name).name for name in source.get("skeleton", [])]
+    if source.get("synthetic") or len(names) != 1:
+        return None
+    if [f["name"] for f in manifest["schema"]["fields"]] != [f.name for f in ALI_CCP.fields]:
+        return None
+    for half, totals in PUBLISHED.items():
+        if names[0].startswith(f"sample_skeleton_{half}."):
+            here = {name: counted[name] for name in totals}
+            return {"half": half, "equal": here == totals, "published": totals, "here": here}
+    return None

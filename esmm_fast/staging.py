@@ -1,0 +1,88 @@
+"""A directory that appears complete or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def staged_directory(out: Path) -> Iterator[Path]:
+    """Yields an empty directory beside `out` that takes the name `out` at the end of the block.
+
+    If the block raises (also by Ctrl-C), the directory is removed. If the process is killed,
+    ``.<name>.partial`` remains; the next call for the same `out` removes it.
+
+    Raises:
+        FileExistsError: `out` exists, or another process is writing it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with staged_directory(Path(folder, "out")) as staged:
+        ...         _ = (staged / "file").write_text("text")
+        ...         before = Path(folder, "out").exists()
+        ...     before, Path(folder, "out", "file").read_text()
+        (False, 'text')
+    """
+    out = Path(os.path.abspath(out))
+    _refuse_existing(out)
+    partial = out.parent / f".{out.name}.partial"
+    created = _make_parents(out.parent)
+    try:
+        partial.mkdir(exist_ok=True)
+        lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise FileExistsError(
+                    f"{out}: another process is writing it (into {partial}); "
+                    "wait for it or choose another name"
+                ) from None
+            try:
+                _empty(partial)  # what a killed process left
+                yield partial
+                _refuse_existing(out)
+                partial.rename(out)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+        finally:
+            os.close(lock)
+    except BaseException:
+        for folder in created:
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+
+
+def _refuse_existing(out: Path) -> None:
+    if out.exists() or out.is_symlink():
+        raise FileExistsError(
+            f"{out} exists; expected a new name: nothing is overwritten, "
+            "remove it first or choose another"
+        )
+
+
+def _make_parents(parent: Path) -> list[Path]:
+    """Creates `parent`; returns what was created, innermost first."""
+    missing = []
+    for folder in (parent, *parent.parents):
+        if folder.exists():
+            break
+        missing.append(folder)
+    parent.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
