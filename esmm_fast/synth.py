@@ -76,6 +76,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import operator
 import os
 import secrets
 import shutil
@@ -83,6 +84,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
@@ -154,18 +156,12 @@ def synth(
     >>> len(lines), made["train"]["impressions"], lines[99].split(",")[0]
     (100, 100, '100')
     """
+    impressions = _integer("impressions", impressions, 1, _MOST_IMPRESSIONS)
     if test_impressions is None:
         test_impressions = max(1, round(impressions * IMPRESSIONS["test"] / IMPRESSIONS["train"]))
-    if threads is None:
-        threads = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
-    _check("impressions", impressions, 1, _MOST_IMPRESSIONS)
-    _check("test_impressions", test_impressions, 1, 2 * _MOST_IMPRESSIONS)
-    _check("seed", seed, 0, 2**64 - 1)
-    _check("threads", threads, 1, 4096)
+    test_impressions = _integer("test_impressions", test_impressions, 1, 2 * _MOST_IMPRESSIONS)
+    seed = _integer("seed", seed, 0, 2**64 - 1)
+    threads = _usable_cores() if threads is None else _integer("threads", threads, 1, 4096)
     for name, rate in (("ctr", ctr), ("cvr", cvr)):
         if not 0.0 < rate < 1.0:
             raise ValueError(f"{name}: expected a rate inside (0, 1), got {rate}")
@@ -196,9 +192,20 @@ def synth(
     return made
 
 
-def _check(name: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most or int(value) != value:
-        raise ValueError(f"{name}: expected an integer in {least} .. {most}, got {value}")
+def _integer(name: str, value: Any, least: int, most: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if not least <= number <= most:
+        raise ValueError(f"{name}: expected an integer in {least} .. {most}, got {value!r}")
+    return number
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -264,7 +271,7 @@ def _write_part(
                 file.fileno(), str(skeleton), first, last, threads
             )
             begin = layout.group_start(first) + 1
-            sample_id = pa.array(range(begin, begin + len(pctr)), pa.uint64())
+            sample_id = np.arange(begin, begin + len(pctr), dtype=np.uint64)
             writer.write_table(pa.table([sample_id, pctr, pcvr], schema=_TRUTH))
             _add(counts, new)
             bar.update(len(pctr))

@@ -20,9 +20,8 @@ constexpr uint64_t kBlockGroups = 32;     // 0.4 MB of either file
 constexpr double kNodesShown = 0.999898;  // share of rows with 210
 constexpr uint64_t kSmallestWithOddRows = 1000;
 
-// Purposes of the draws of a part, and of an impression beyond those of the group (which uses the
-// first 16).
-enum PartDraw : uint64_t { kGroupsOfPart, kIndexOfPart, kWithoutItem, kStrayConversions };
+// Purposes of the draws of a part, and of an impression beyond those of synth_group.cpp (below 16).
+enum PartDraw : uint64_t { kGroupsOfPart, kWithoutItem, kStrayConversions };
 enum RowDraw : uint64_t { kClickDraw = 16, kConversionDraw, kShownDraw, kRowOrderDraw };
 constexpr uint64_t kCommonOrderDraw = 1 << 20;  // of a group's key
 
@@ -92,6 +91,7 @@ Counts write_blocks(int file, uint64_t blocks, int threads, const MakeWorker& ma
   };
   const uint64_t helpers = std::min<uint64_t>(static_cast<uint64_t>(threads), blocks);
   std::vector<std::thread> pool;
+  pool.reserve(helpers);
   try {
     for (uint64_t t = 1; t < helpers; ++t) pool.emplace_back(run);
   } catch (const std::system_error&) {  // fewer threads than asked for do the same work
@@ -274,7 +274,7 @@ Part::Part(const World& world, const TrueModel& model, const PartSpec& spec)
 
 // Distinct for all groups of train and test: mix64 is a bijection, and its arguments differ.
 uint64_t Part::common_feature_index(uint64_t group) const {
-  return mix64(hash_bits(mix64(world_.seed), 4) + (spec_.part << 40) + group);
+  return mix64(world_.index_key + (spec_.part << 40) + group);
 }
 
 void Part::draw(Group& drawn, uint64_t group) const {

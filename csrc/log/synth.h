@@ -18,7 +18,7 @@ struct PartSpec {
   double stray_conversion_share;  // of impressions: click = 0 and conversion = 1
 };
 
-// Where the groups of a part begin, and every row of it. Memory: 16 bytes per group and 10 MB.
+// Where the groups of a part begin, and every row of it. Memory: 12 bytes per group and 10 MB.
 class Part {
  public:
   Part(const World& world, const TrueModel& model, const PartSpec& spec);

@@ -10,9 +10,10 @@
 namespace esmm_fast::synth {
 namespace {
 
-// Purposes of a group's draws, of an impression's draws and of attribute hashes: one number each,
-// never reused. Of an impression's numbers, 16 and above belong to synth.cpp.
+// Purposes of a seed's, of a group's draws, of an impression's draws and of attribute hashes: one
+// number each, never reused. Of an impression's numbers, 16 and above belong to synth.cpp.
 // clang-format off
+enum WorldDraw : uint64_t { kAttributeKey, kEffectKey, kIndexKey, kIdKey, kPartKey };
 enum GroupDraw : uint64_t {
   kActivityDraw, kSizeDraw = 2, kSizeRoundDraw = 4, kUserDraw, kShowsUserDraw, kAbsentDraw, kLengthDraw,
   kInterestDraw = kLengthDraw + 2 * kHistories, kScenarioDraw = kInterestDraw + kInterests,
@@ -63,9 +64,10 @@ double user_popularity(double u) { return kUserBody * u + (1.0 - kUserBody) * (u
 
 World::World(uint64_t seed)
     : seed(seed),
-      attribute_key(hash_bits(mix64(seed), 1)),
-      effect_key(hash_bits(mix64(seed), 2)),
-      ids(hash_bits(mix64(seed), 3)),
+      attribute_key(hash_bits(mix64(seed), kAttributeKey)),
+      effect_key(hash_bits(mix64(seed), kEffectKey)),
+      index_key(hash_bits(mix64(seed), kIndexKey)),
+      ids(hash_bits(mix64(seed), kIdKey)),
       items(field_size(k205)),
       shops(field_size(k207)),
       shop_history(field_size(k110h)),
@@ -74,7 +76,7 @@ World::World(uint64_t seed)
       brand_history(field_size(k127h)),
       brand_crosses(field_size(k702)) {}
 
-uint64_t World::part_key(uint64_t part) const { return hash_bits(mix64(seed), 16 + part); }
+uint64_t World::part_key(uint64_t part) const { return hash_bits(mix64(seed), kPartKey + part); }
 
 Activity draw_activity(uint64_t group_key, double mean_impressions) {
   const double factor = 0.5 * (exponential(hash_bits(group_key, kActivityDraw)) +

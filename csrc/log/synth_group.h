@@ -21,6 +21,7 @@ class World {
   const uint64_t seed;
   const uint64_t attribute_key;  // items' shops, brands, nodes; users' profiles
   const uint64_t effect_key;     // effects of the true model
+  const uint64_t index_key;      // common_feature_index
   const IdBlocks ids;
   const CategoryRanges items, shops, shop_history, shop_crosses, brands, brand_history,
       brand_crosses;
