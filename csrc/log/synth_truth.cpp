@@ -10,8 +10,9 @@
 namespace esmm_fast::synth {
 namespace {
 
-// Half a million impressions of many groups, since those of one group are alike.
-constexpr uint32_t kPilotGroups = 32768;
+// Many groups and few impressions of each, since those of a group are alike. The groups are drawn
+// whole: how much of an impression is in the histories depends on what came before it.
+constexpr uint32_t kPilotGroups = 16384;
 constexpr uint32_t kPilotImpressions = 16;  // of one group, at most; they stand for all of it
 
 // Histogram of logits with integer weights: its sums do not depend on the order of additions.
@@ -63,9 +64,10 @@ TrueModel::TrueModel(const World& world, double ctr, double cvr, double mean_imp
     const Activity activity = draw_activity(key, mean_impressions);
     const uint32_t count = std::min(activity.impressions, kPilotImpressions);
     const uint64_t weight = activity.impressions * 1024 / count;
-    group.draw(key, activity, count);
+    group.draw(key, activity, activity.impressions);
     const Logits shared = of_group(group, (g + 0.5) / kPilotGroups);
-    for (const Impression& imp : group.impressions) {
+    for (uint32_t i = 0; i < count; ++i) {
+      const Impression& imp = group.impressions[(2 * i + 1) * activity.impressions / (2 * count)];
       const Logits own = of_impression(group, imp, Shown{});
       pilot.push_back({{shared.click + own.click, shared.conversion + own.conversion}, weight});
       clicks.add(pilot.back().logits.click, weight);
