@@ -61,7 +61,9 @@ Bernoulli(pCTR), a conversion given a click Bernoulli(pCVR). Sizes of all effect
 ``synth.json``. The intercepts are set with a pilot of 16,384 groups that no log contains, so that
 the rates hold in expectation: over seeds, with a standard deviation of .7 % (CTR) and 1.6 % (CVR)
 of the rate. The rate drawn varies more in small logs, since common rows and head items weigh much.
-Nothing in the model was chosen by the result of a training method.
+Sizes were set so that a logistic regression on hashed ids, trained on 200,000 impressions at raised
+rates, gets AUCs near .63 for clicks and for conversions (.75 and .78 with the truth itself), about
+what is published for the real log; no comparison of methods had a part in them.
 
 **Truth files**: ``sample_id, pctr, pcvr`` are the probabilities the labels were drawn with, random
 effects included, also for unclicked impressions; so no method can reach their AUC. The conversions
@@ -212,6 +214,7 @@ def _usable_cores() -> int:
 @contextlib.contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
     """Yields a folder beside `out` that becomes `out` in the end, or is removed."""
+    out = out.resolve()
     out = out.resolve()
     out = out.resolve()
     if out.is_dir() and any(out.iterdir()):
