@@ -19,6 +19,8 @@
 namespace py = pybind11;
 
 namespace esmm_fast {
+void bind_synth(pybind11::module_& m);  // csrc/log/_native_synth.cpp
+
 namespace {
 
 using namespace logs;
@@ -228,6 +230,7 @@ py::bytes dump_rows(const py::object& sample_id, const py::object& click,
 }  // namespace
 
 void bind_log(py::module_& m) {
+  bind_synth(m);
   py::class_<KeyMap, std::shared_ptr<KeyMap>>(m, "KeyMap", "Common-row keys to row numbers.")
       .def(py::init<>())
       .def("__len__", &KeyMap::size)
