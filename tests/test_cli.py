@@ -15,6 +15,8 @@ from synthetic_log import SyntheticLog
 from esmm_fast import config, quickstart
 from esmm_fast.config import RunConfig
 
+pytest_plugins = ("synthetic_log",)
+
 SMALL = ["--dim", "4", "--hidden", "16", "--batch-size", "256"]
 
 

@@ -12,6 +12,8 @@ from esmm_fast import experiment, metrics
 from esmm_fast.config import Settings
 from esmm_fast.train import Predictions
 
+pytest_plugins = ("synthetic_log",)
+
 SETTINGS = Settings(dim=4, hidden=(16,), batch_size=256)
 
 

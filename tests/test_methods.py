@@ -16,6 +16,8 @@ from esmm_fast.methods import (
     fit_method,
 )
 
+pytest_plugins = ("synthetic_log",)
+
 SETTINGS = Settings(dim=4, hidden=(16,), batch_size=256)
 
 
