@@ -1,5 +1,7 @@
 """The esmm-fast command: the whole way, its exit statuses, and its one-line errors."""
 
+from __future__ import annotations
+
 import json
 import re
 import signal
@@ -7,13 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
-from synthetic_log import SyntheticLog
 
 from esmm_fast import config, quickstart
 from esmm_fast.config import RunConfig
+
+if TYPE_CHECKING:
+    from synthetic_log import SyntheticLog
 
 pytest_plugins = ("synthetic_log",)
 

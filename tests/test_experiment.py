@@ -1,16 +1,20 @@
 """experiment: the protocol of the comparison, and what is written."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from synthetic_log import SyntheticLog
 
 from esmm_fast import experiment, metrics
 from esmm_fast.config import Settings
 from esmm_fast.train import Predictions
+
+if TYPE_CHECKING:
+    from synthetic_log import SyntheticLog
 
 pytest_plugins = ("synthetic_log",)
 

@@ -1,9 +1,12 @@
 """methods: what each trains on, against which label, and what it predicts."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
-from synthetic_log import SyntheticLog
 
 from esmm_fast import Vocabulary
 from esmm_fast.config import Settings
@@ -15,6 +18,9 @@ from esmm_fast.methods import (
     by_name,
     fit_method,
 )
+
+if TYPE_CHECKING:
+    from synthetic_log import SyntheticLog
 
 pytest_plugins = ("synthetic_log",)
 
