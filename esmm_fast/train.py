@@ -267,6 +267,23 @@ class Truth:
         rows = order[at]
         return Truth(self.sample_id[rows], self.pctr[rows], self.pcvr[rows])
 
+    def check(self, clicked: NDArray[np.bool_]) -> None:
+        """Raises ValueError where clicks [n] cannot have been drawn with these pCTRs.
+
+        Both halves of a log count their impressions from 1, so ids alone cannot tell a truth from
+        that of the other half. The covariance of click - pCTR with pCTR is 0 in expectation; it is
+        refused at 8 standard deviations.
+        """
+        centred = self.pctr - self.pctr.mean() if len(self.pctr) else self.pctr
+        deviation = float(np.sqrt(((self.pctr * (1 - self.pctr)) * centred**2).sum()))
+        covariance = float(((clicked - self.pctr) * centred).sum())
+        if abs(covariance) > 8 * deviation and deviation > 0:
+            raise ValueError(
+                "truth: expected the pCTRs that the clicks were drawn with, got others "
+                f"({covariance / deviation:+.0f} standard deviations off): "
+                "is it the truth of the other half of the log?"
+            )
+
 
 def evaluate(
     model: nn.Module,
@@ -314,7 +331,9 @@ def task_metrics(predictions: Predictions, truth: Truth | None = None) -> dict[s
             kept = slice(None) if rows is None else rows
             result[task] = {"space": SPACES[task], **metrics.summary(label[kept], scores[kept])}
     if truth is not None:
-        result["truth"] = _truth_metrics(predictions, truth.of(predictions.sample_id))
+        known = truth.of(predictions.sample_id)
+        known.check(clicked)
+        result["truth"] = _truth_metrics(predictions, known)
     return result
 
 

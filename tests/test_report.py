@@ -1,6 +1,7 @@
 """report: one page without outside resources, with every section its results allow."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.dom import minidom
@@ -20,6 +21,8 @@ def results_of(repeats: int = 1, truth: bool = True, clicks: bool = True) -> dic
     random = np.random.default_rng(0)
     n = 2_000
     true = Truth(np.arange(n), random.beta(2, 8, n), random.beta(2, 6, n))
+    if not clicks:
+        true = replace(true, pctr=np.full(n, 1e-6))
     click = (random.random(n) < true.pctr) & clicks
     labels = np.stack([click, click & (random.random(n) < true.pcvr)], 1).astype(np.float32)
     known = true if truth else None

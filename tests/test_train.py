@@ -275,6 +275,15 @@ def test_truth_is_read_and_matched(tmp_path: Any) -> None:
         Truth.load(path)
 
 
+def test_the_truth_of_another_log_is_refused() -> None:
+    batches, truth = make_batches(1_000)
+    other = make_batches(1_000, seed=1)[1]
+    model = make_model()
+    assert "truth" in evaluate(model, batches, truth)
+    with pytest.raises(ValueError, match="truth: expected the pCTRs that the clicks were drawn"):
+        evaluate(model, batches, other)
+
+
 def test_loss_curve_weighs_batches_by_their_size() -> None:
     history = History(losses=[1.0, 2.0, 4.0, 8.0], batch_sizes=[10, 10, 10, 5])
     assert history.loss_curve(2) == ([20, 35], [1.5, 5.33333333])
