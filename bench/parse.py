@@ -15,8 +15,8 @@ from pathlib import Path
 import esmm_fast._native as _native
 import harness
 
-from esmm_fast.dataset import prepare
 from esmm_fast.logs import LogReader
+from esmm_fast.prepare_log import prepare
 from esmm_fast.schema import ALI_CCP
 
 

@@ -1,4 +1,4 @@
-// The Python module esmm_fast._native: binds the log and the batches; the GIL is released inside every call that works.
+// The Python module esmm_fast._native: binds the log and the batches, with the GIL released.
 #include <pybind11/pybind11.h>
 
 namespace esmm_fast {

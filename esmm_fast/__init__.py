@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from . import reference as reference
     from ._library import set_isa as set_isa
     from .batch import Batch as Batch
-    from .batch import Plan as Plan
     from .dataset import Dataset as Dataset
-    from .dataset import prepare as prepare
     from .embedding import EmbeddingTables as EmbeddingTables
     from .logs import read_log as read_log
     from .model import ESMM as ESMM
     from .model import SplitLinear as SplitLinear
-    from .ops import product_loss as product_loss
+    from .ops.product_loss import product_loss as product_loss
+    from .plan import Plan as Plan
+    from .prepare_log import prepare as prepare
     from .schema import Field as Field
     from .schema import Schema as Schema
     from .train import evaluate as evaluate
@@ -34,13 +34,13 @@ _HOME = {
     "ESMM": "model",
     "EmbeddingTables": "embedding",
     "Field": "schema",
-    "Plan": "batch",
+    "Plan": "plan",
     "Schema": "schema",
     "SplitLinear": "model",
     "Vocabulary": "vocabulary",
     "evaluate": "train",
     "fit": "train",
-    "prepare": "dataset",
+    "prepare": "prepare_log",
     "product_loss": "ops",
     "read_log": "logs",
     "set_isa": "_library",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops import batch_plan
+from .ops.batch_plan import batch_plan
 from .schema import Field, Schema
 from .vocabulary import Vocabulary
 

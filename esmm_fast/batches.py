@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from . import _native
+import esmm_fast._native as _native
+
 from .batch import Batch
 from .columns import batch_source, contradicting_labels
 from .plan import Plan

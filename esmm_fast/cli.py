@@ -88,7 +88,7 @@ def prepare(
         raise click.UsageError("expected LOGDIR or --skeleton, one of them")
     if out is None and not check:
         raise click.UsageError("expected --out (only --check writes nothing)")
-    from .dataset import prepare as run
+    from .prepare_log import prepare as run
 
     result = run(
         logdir, out=out, skeleton=skeleton, check=check, **_given(options), progress=_progress()

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import _native
+import esmm_fast._native as _native
+
 from .schema import Field, Schema
 from .vocabulary import LogTables, Vocabulary
 

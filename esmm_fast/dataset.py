@@ -22,14 +22,13 @@ from .manifest import (
     read_manifest,
     schema_from_dict,
 )
-from .prepare_log import prepare
 from .schema import Field, Schema, Side
 from .staging import staged_directory
 
 if TYPE_CHECKING:
     from .batches import Batches
 
-__all__ = ["Dataset", "DatasetError", "prepare"]
+__all__ = ["Dataset", "DatasetError"]
 
 LabelKind = Literal["and", "drop", "raw"]
 

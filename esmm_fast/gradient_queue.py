@@ -1,8 +1,8 @@
 """GradientQueue: gradients of pooled bags that wait for a fused optimizer; the op that fills it.
 
 The queue's tensor, not the queue, goes through autograd and torch.compile: it holds the queue's
-number, and the op `pooled_embedding_keep_gradient` declares that it mutates it, so that no compiler drops, repeats
-or reorders the call.
+number, and the op `pooled_embedding_keep_gradient` declares that it mutates it, so that no compiler
+drops, repeats or reorders the call.
 """
 
 from __future__ import annotations

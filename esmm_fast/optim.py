@@ -88,7 +88,7 @@ class TableOptimizer(torch.optim.Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """One group: the tables' weights and, while gradients wait, their carriers (GradientQueue)."""
+        """One group: the tables' weights and, while gradients wait, their carriers."""
         if self.tables:
             carriers = [carrier for queue in self._owned_queues() for carrier in queue.carriers()]
             self._groups[0]["params"] = [t.weight for t in self.tables] + carriers
@@ -406,8 +406,9 @@ def _refuse_idle_tables(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
                 owner = type(tables.queue.owner).__name__
                 raise RuntimeError(
                     f"{type(optimizer).__name__} steps, but the tables among its parameters belong "
-                    f"to {owner}, which does not: their gradient waits for its step(). Call it too, "
-                    f"or tables.unfuse() to train them with {type(optimizer).__name__}."
+                    f"to {owner}, which does not: their gradient waits for its step(). "
+                    "Call it too, or tables.unfuse() to train them with "
+                    f"{type(optimizer).__name__}."
                 )
             tables.queue.waited_for = id(optimizer)
 

@@ -13,8 +13,9 @@ import msgspec
 
 from . import report
 from .config import Settings
-from .dataset import Dataset, prepare
+from .dataset import Dataset
 from .experiment import cell, compare, write
+from .prepare_log import prepare
 from .synth import synth
 from .train import Truth
 

@@ -20,9 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esmm_fast import prepare_log
-from esmm_fast.dataset import Dataset, DatasetError, prepare
+from esmm_fast.dataset import Dataset, DatasetError
 from esmm_fast.logs import LogError
 from esmm_fast.manifest import PUBLISHED, schema_from_dict, schema_to_dict
+from esmm_fast.prepare_log import prepare
 from esmm_fast.schema import ALI_CCP, Field, Schema
 
 GOOD = Path(__file__).parent / "logs" / "good"

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch import Plan
 from ..gradient_queue import GradientQueue
+from ..plan import Plan
 
 _ops = torch.ops.esmm_fast
 

@@ -1,4 +1,4 @@
-"""The operators in plain PyTorch, one file per stem: the specification, and the version to read first."""
+"""The operators in plain PyTorch, one file per stem: the specification, to be read first."""
 
 from .batch_plan import batch_plan
 from .embedding_init import embedding_init
