@@ -58,6 +58,7 @@ class Dataset:
 
     Example:
         >>> import pathlib, tempfile
+        >>> from esmm_fast import prepare
         >>> line = "{},{},0,00000000000000aa,1,205\\x02{}\\x031.0\\n"
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = pathlib.Path(folder, "skeleton.csv")
