@@ -166,6 +166,12 @@ class EntireSpaceChain(nn.Module):
         """Yields every parameter that is not a table."""
         yield from self.towers.parameters()
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops every gradient, also what waits in the tables for a fused optimizer's step."""
+        super().zero_grad(set_to_none)
+        for tables in self.embedding_tables():
+            tables.zero_grad(set_to_none)
+
     def _logits(self, batch: Batch) -> Tensor:  # [B, K]
         which = batch.common_of_impression
         if isinstance(self.tables, EmbeddingTables):

@@ -12,6 +12,7 @@ from torch import nn
 
 from esmm_fast import ESMM, Batch, Field, Schema, SplitLinear, ops, reference
 from esmm_fast.model import EntireSpaceChain, Tower
+from esmm_fast.optim import LazyAdam
 
 SCHEMA = Schema(
     (
@@ -279,6 +280,17 @@ def test_parameters_belong_to_tables_or_towers():
 
 
 # -- compile, autocast ----------------------------------------------------------------------------
+
+
+def test_zero_grad_reaches_fused_tables():
+    model = ESMM(SCHEMA, dim=4, hidden=(8,))
+    optimizer = LazyAdam(model)
+    before = model.embedding_tables()[0].weight.detach().clone()
+    batch = make_batch()
+    model.loss(model(batch), batch).backward()
+    model.zero_grad()
+    optimizer.step()
+    assert torch.equal(model.embedding_tables()[0].weight, before)
 
 
 def test_compile_whole_graph_for_any_batch():
