@@ -1,11 +1,17 @@
 """Tests marked `cuda` are skipped without a GPU, and fail where ESMM_FAST_REQUIRE_CUDA=1."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
 
+import esmm_fast
 from esmm_fast import _library
+
+# A test's subprocess imports the package under test, not the folder it happens to start in.
+os.environ["PYTHONSAFEPATH"] = "1"
+os.environ["PYTHONPATH"] = str(Path(esmm_fast.__file__).parent.parent)
 
 
 def _missing() -> str | None:
