@@ -3,38 +3,46 @@
 python bench/batch_plan.py
 """
 
-import torch
-from interleaved import interleaved, print_ratios
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+import harness
 from log_like import dataset_like_log, vocabulary_like_log
 
 from esmm_fast import ops, reference
 from esmm_fast.batches import Batches
 
 
-def main() -> None:
-    dataset, vocabulary = dataset_like_log(), vocabulary_like_log()
-    for name, batch_size, group_limit in (
-        ("whole groups", 4096, None),
-        ("8 per group", 4096, 8),
-        ("2 per group", 4096, 2),
-    ):
-        batches = iter(
-            Batches(dataset, batch_size, vocabulary=vocabulary, group_limit=group_limit, threads=1)
+def comparison(name: str, group_limit: int | None, threads: int, rounds: int) -> harness.Comparison:
+    """Returns the times of the plans of four batches of 4,096 impressions."""
+    batches = iter(
+        Batches(
+            dataset_like_log(),
+            4096,
+            vocabulary=vocabulary_like_log(),
+            group_limit=group_limit,
+            threads=1,
         )
-        plans = [next(batches).plan for _ in range(4)]
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            medians = interleaved(
-                {
-                    "ops": lambda plans=plans: [ops.batch_plan(p.rows, p.offsets) for p in plans],
-                    "torch": lambda plans=plans: [
-                        reference.batch_plan(p.rows, p.offsets) for p in plans
-                    ],
-                }
-            )
-            title = f"plan x {len(plans)}, {name}, N={plans[0].rows.numel()}, {threads} threads"
-            print_ratios(title, medians, "ops")
+    )
+    plans = [next(batches).plan for _ in range(4)]
+    calls = {
+        "torch": lambda: [reference.batch_plan(p.rows, p.offsets) for p in plans],
+        "esmm_fast": lambda: [ops.batch_plan(p.rows, p.offsets) for p in plans],
+    }
+    title = f"plan x {len(plans)}, {name}, N = {plans[0].rows.numel()}"
+    return harness.compare(title, calls, rounds=rounds, threads=threads)
+
+
+def run(options: argparse.Namespace) -> Sequence[harness.Comparison]:
+    """Times plan building against torch's sort and unique."""
+    return [
+        comparison(name, limit, threads, options.rounds)
+        for name, limit in (("whole groups", None), ("8 per group", 8), ("2 per group", 2))
+        for threads in options.threads
+    ]
 
 
 if __name__ == "__main__":
-    main()
+    harness.main("batch_plan", run)
