@@ -19,7 +19,7 @@ def comparison(
     groups: str, threads: int, rounds: int, batch_size: int = 4096, **log: int
 ) -> harness.Comparison:
     """Returns the times of the plans of four batches."""
-    inputs = synth_log.inputs(batch_size, groups, **log)  # type: ignore[arg-type]
+    inputs = synth_log.inputs(batch_size, groups, rotation=4, **log)  # type: ignore[arg-type]
     plans = [each.batch.plan for each in inputs]
     rows = sum(inputs[0].schema.table_rows.values())
     calls = {

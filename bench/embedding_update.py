@@ -113,10 +113,8 @@ def comparison(
         joined: Time nn.EmbeddingBag on joined rows too (a second or more per step).
         rounds: See harness.compare.
     """
-    rotation = synth_log.ROTATION if batch_size <= 4096 else 2
-    inputs = synth_log.inputs(
-        batch_size, groups, impressions=impressions, whole=whole, rotation=rotation
-    )
+    inputs = synth_log.inputs(batch_size, groups, impressions=impressions, whole=whole)
+    rotation = len(inputs)
     fused = contestants(work, impressions, whole)
     steps: dict[str, Step] = {
         OURS: fused.step(inputs, ahead=False),
@@ -135,7 +133,9 @@ def comparison(
         steps[f"{FBGEMM}, unweighted"] = fbgemm.deduplicated(inputs, weighted=False)
     calls = {name: rotated(step, rotation) for name, step in steps.items()}
     title = f"embedding step with {work}, {groups}, {inputs[0]}, D = {DIM}, {fused.rows} rows"
-    return harness.compare(title, calls, rounds=rounds, threads=threads, warmup=2)
+    return harness.compare(
+        title, calls, rounds=rounds, threads=threads, warmup=1, sample_seconds=0.05
+    )
 
 
 def raw_bags(
@@ -156,13 +156,16 @@ def raw_bags(
     steps = {OURS: fused.bags(lists)}
     if peers.fbgemm_reason() is None:
         steps[FBGEMM] = contestants("fbgemm", impressions, whole).joined(inputs, weighted)
-    calls = {name: rotated(step, len(lists)) for name, step in steps.items()}
+    rotation = len(lists)
+    calls = {name: rotated(step, rotation) for name, step in steps.items()}
     kind = "weighted" if weighted else "unweighted"
     title = (
         f"embedding step with RowwiseAdagrad, joined rows, {kind}, B = {batch_size}, "
         f"N = {len(lists[0][0])}, D = {DIM}, {fused.rows} rows"
     )
-    return harness.compare(title, calls, rounds=rounds, threads=threads, warmup=2)
+    return harness.compare(
+        title, calls, rounds=rounds, threads=threads, warmup=1, sample_seconds=0.05
+    )
 
 
 def run(options: argparse.Namespace) -> Sequence[harness.Comparison]:

@@ -8,7 +8,7 @@ import harness
 import pytest
 import synth_log
 import torch
-from synth_log import DIM, ROTATION
+from synth_log import DIM
 
 from esmm_fast import ops
 
@@ -24,7 +24,7 @@ def comparison(
     grads = [torch.randn(len(each.offsets) - 1, DIM) for each in inputs]
 
     def ours():
-        turn = cycle(range(ROTATION))
+        turn = cycle(range(len(inputs)))
 
         def call():
             i = next(turn)
@@ -37,7 +37,7 @@ def comparison(
         return call
 
     def bag():
-        turn = cycle(range(ROTATION))
+        turn = cycle(range(len(inputs)))
 
         def call():
             i = next(turn)

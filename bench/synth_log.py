@@ -22,7 +22,7 @@ from esmm_fast import Batch, Dataset, Schema, Vocabulary, _native, prepare
 from esmm_fast.synth import VERSION, synth
 
 DIM = 18  # the paper's
-ROTATION = 4  # batches in turn, so that none stays in the cache by accident
+ROTATION = 16  # batches in turn, at most: few of a batch's rare rows are still in a cache
 GROUPS = ("whole groups", "8 per group", "clicked only")
 SMALL = 120_000  # impressions of the log for a run of pytest
 FULL = 900_000  # of the command line: two batches of 16,384 clicked impressions
@@ -130,7 +130,7 @@ def inputs(
     whole: bool = True,
     rotation: int = ROTATION,
 ) -> list[Inputs]:
-    """Returns `rotation` batches of `batch_size` impressions.
+    """Returns `rotation` batches of `batch_size` impressions, fewer where the log ends.
 
     Args:
         batch_size: B.
@@ -138,7 +138,7 @@ def inputs(
             most 8 of a group together; clicked impressions only (2.3 per common row).
         impressions: Size of the log.
         whole: Tables have a row for every id of the fields' blocks, not only for those of the log.
-        rotation: Batches.
+        rotation: Batches at most.
     """
     data = dataset(impressions)
     if groups == "clicked only":
@@ -146,11 +146,9 @@ def inputs(
     known = vocabulary(impressions, whole=whole)
     options: dict[str, Any] = {"group_limit": 8 if groups == "8 per group" else None}
     batches = data.batches(batch_size, vocabulary=known, threads=1, drop_last=True, **options)
-    if len(batches) < rotation:
-        raise ValueError(
-            f"{len(data)} impressions ({groups}) make {len(batches)} batches of {batch_size}, "
-            f"expected {rotation}"
-        )
+    if not len(batches):
+        raise ValueError(f"{len(data)} impressions ({groups}) make no batch of {batch_size}")
+    rotation = min(rotation, len(batches), max(2, ROTATION * 4096 // batch_size))
     made = iter(batches)
     taken = [Inputs.of(next(made), batches.schema) for _ in range(rotation)]
     batches.close()
