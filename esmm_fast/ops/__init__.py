@@ -4,11 +4,12 @@ from .. import _library as _library  # loads the compiled libraries
 from .batch_plan import batch_plan
 from .embedding_init import embedding_init
 from .embedding_update import embedding_update
-from .pooled_embedding import pooled_embedding
+from .pooled_embedding import embedding_bag, pooled_embedding
 from .product_loss import product_loss
 
 __all__ = [
     "batch_plan",
+    "embedding_bag",
     "embedding_init",
     "embedding_update",
     "pooled_embedding",
