@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -20,6 +21,10 @@ def _load(name: str) -> ctypes.CDLL:
         torch_line = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
         raise ImportError(unloadable(path, error.__cause__ or error, torch_line)) from error
 
+
+_torch = tuple(int(part) for part in torch.__version__.split(".")[:2])
+if not (2, 10) <= _torch < (2, 14):
+    warnings.warn(f"esmm_fast was tested with torch 2.10 to 2.13; this is {torch.__version__}")
 
 _cpu = _load("libesmm_fast_cpu.so")
 _cpu.esmm_fast_isa.restype = _cpu.esmm_fast_isas.restype = ctypes.c_char_p
