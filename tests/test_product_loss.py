@@ -95,6 +95,22 @@ def test_gradient_follows_the_outer_gradient():
     torch.testing.assert_close(logits.grad, outer[:, None] * each)
 
 
+def test_backward_twice_and_of_a_scaled_loss():
+    logits, labels, _ = random_case(7, 2)
+    _, once = value_and_grad(logits, labels)
+    logits.requires_grad_()
+    loss = ops.product_loss(logits, labels)
+    loss.backward(retain_graph=True)
+    logits.grad.mul_(5)  # belongs to the leaf alone
+    loss.backward(retain_graph=True)
+    torch.testing.assert_close(logits.grad, 6 * once)
+    (scaled,) = torch.autograd.grad(loss * 1024, logits, retain_graph=True)
+    assert torch.equal(scaled, 1024 * once)
+    torch.autograd.grad(loss, logits, retain_graph=True)[0].mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_mean_of_nothing_is_nan():
     empty = torch.zeros(0, 2)
     assert ops.product_loss(empty, empty).isnan()
