@@ -66,6 +66,7 @@ def pass_towers(
 ) -> Tensor:
     """Returns the logits of K towers, [B, K] float32; products in `dtype`, the last layer float32.
 
+    The towers' first layers are one product, whose common part is multiplied once per common row.
     Equivalent to `tower.split_linear`, then ``relu`` and ``linear`` in turn, of each tower. There
     is no second derivative.
     """
@@ -86,24 +87,25 @@ class _Pass(torch.autograd.Function):
         counts: list[int],
         *parameters: Tensor,
     ) -> Tensor:
+        towers = _layers(parameters, counts)
+        sizes = [len(layers[0][1]) for layers in towers]
         with torch.autocast("cpu", enabled=False):
             common, impression = common.to(dtype), impression.to(dtype)
-            logits = impression.new_empty(len(which), len(counts), dtype=torch.float32)
-            saved = [common, impression, which]
-            for k, layers in enumerate(_layers(parameters, counts)):
-                *hidden, (last_weight, last_bias) = layers
-                x = impression
-                for i, (weight, bias) in enumerate(hidden):
+            weight = torch.cat([layers[0][0] for layers in towers]).to(dtype)
+            bias = torch.cat([layers[0][1] for layers in towers])
+            first = _first(common, impression, which, weight, bias)
+            saved = [common, impression, which, weight, first]
+            logits = first.new_empty(len(which), len(towers), dtype=torch.float32)
+            for k, (layers, x) in enumerate(zip(towers, first.split(sizes, 1), strict=True)):
+                for weight, bias in layers[1:-1]:
                     weight = weight.to(dtype)
-                    if i == 0:
-                        x = _first(common, impression, which, weight, bias)
-                    else:
-                        x = ops.biased_relu_(torch.mm(x, weight.t()), bias.unsqueeze(0))
+                    x = ops.biased_relu_(torch.mm(x, weight.t()), bias.unsqueeze(0))
                     saved += [weight, x]
-                torch.addmv(last_bias, x.float(), last_weight[0], out=logits[:, k])
-                saved.append(last_weight)
+                weight, bias = layers[-1]
+                torch.addmv(bias, x.float(), weight[0], out=logits[:, k])
+                saved.append(weight)
         ctx.save_for_backward(*saved)
-        ctx.counts = counts
+        ctx.counts, ctx.sizes = counts, sizes
         return logits
 
     @staticmethod
@@ -113,16 +115,37 @@ class _Pass(torch.autograd.Function):
                 "towers: expected a first derivative, got create_graph=True; "
                 "in float64 (model.double()) towers have higher ones"
             )
-        common, impression, which, *saved = ctx.saved_tensors
-        wants = ctx.needs_input_grad
-        grads = _InputGradients(common, impression, wants[0], wants[1])
-        flat: list[Tensor | None] = []
+        common, impression, which, weight, first, *saved = ctx.saved_tensors
+        split, wants = common.shape[1], ctx.needs_input_grad
+        inner: list[list[Tensor]] = []  # of each tower, the gradients of all but its first layer
         with torch.autocast("cpu", enabled=False):
-            for k, count in enumerate(ctx.counts):
-                own, saved = saved[: 2 * count - 1], saved[2 * count - 1 :]
-                flat += _backward(grad_logits[:, k], which, own, grads)
-        flat = [g if w else None for g, w in zip(flat, wants[5:], strict=True)]
-        return grads.common, grads.impression, None, None, None, *flat
+            g = torch.empty_like(first)
+            of_tower = zip(
+                ctx.counts, first.split(ctx.sizes, 1), g.split(ctx.sizes, 1), strict=True
+            )
+            for k, (count, x, g_first) in enumerate(of_tower):
+                own, saved = saved[: 2 * count - 3], saved[2 * count - 3 :]
+                inner.append(_backward(grad_logits[:, k], x, own, g_first))
+            grad_common = grad_impression = None
+            grad_weight = torch.empty(weight.shape)
+            if split:
+                once = ops.biased_relu_gradient_(g, first, which, len(common))  # [U, H of all]
+                grad_bias = once.sum(0)
+                once = once.to(weight.dtype)
+                grad_weight[:, :split] = torch.mm(once.t(), common)
+                if wants[0]:
+                    grad_common = torch.mm(once, weight[:, :split]).float()
+            else:
+                grad_bias = ops.biased_relu_gradient_(g, first)[0]
+            grad_weight[:, split:] = torch.mm(impression.t(), g).t()  # faster than g.t() first
+            if wants[1]:
+                grad_impression = torch.mm(g, weight[:, split:]).float()
+        flat: list[Tensor] = []
+        firsts = zip(grad_weight.split(ctx.sizes), grad_bias.split(ctx.sizes), inner, strict=True)
+        for own_weight, own_bias, others in firsts:
+            flat += [own_weight, own_bias, *others]
+        grads = [x if w else None for x, w in zip(flat, wants[5:], strict=True)]
+        return grad_common, grad_impression, None, None, None, *grads
 
 
 def _layers(
@@ -144,61 +167,21 @@ def _first(
     return ops.biased_relu_(each, once, which)
 
 
-class _InputGradients:
-    """The gradients of the input that towers share, summed in float32."""
-
-    def __init__(self, common: Tensor, impression: Tensor, wants_common: bool, wants: bool) -> None:
-        self.inputs = common, impression
-        self.wants = wants_common, wants
-        self.sums: list[Tensor | None] = [None, None]
-
-    def add(self, side: int, grad: Tensor, weight: Tensor) -> None:
-        if not self.wants[side]:
-            return
-        total = self.sums[side]
-        if total is None:
-            self.sums[side] = torch.mm(grad, weight).float()
-        elif grad.dtype == torch.float32:
-            total.addmm_(grad, weight)
-        else:
-            total.add_(torch.mm(grad, weight))
-
-    @property
-    def common(self) -> Tensor | None:
-        return self.sums[0]
-
-    @property
-    def impression(self) -> Tensor | None:
-        return self.sums[1]
-
-
 def _backward(
     grad: Tensor,  # [B]
-    which: Tensor,  # [B]
-    saved: list[Tensor],  # weight and output of each hidden layer, weight of the last
-    grads: _InputGradients,
+    first: Tensor,  # [B, H], the output of the first layer
+    saved: list[Tensor],  # weight and output of each further hidden layer, weight of the last
+    grad_first: Tensor,  # [B, H], filled: d(loss)/d(first)
 ) -> list[Tensor]:
-    """Returns the gradients of a tower's weights and biases, first layer first."""
-    common, impression = grads.inputs
-    last_weight, hidden = saved[-1], list(zip(saved[:-1:2], saved[1:-1:2], strict=True))
-    x = hidden[-1][1]
-    found = [grad.sum().unsqueeze(0), torch.mv(x.t().float(), grad).unsqueeze(0)]  # from the end
-    g = torch.outer(grad, last_weight[0]).to(x.dtype)
-    for i in range(len(hidden) - 1, 0, -1):
-        weight, out = hidden[i]
-        found += [ops.biased_relu_gradient_(g, out)[0], torch.mm(g.t(), hidden[i - 1][1]).float()]
-        g = torch.mm(g, weight)
-    weight, out = hidden[0]
-    split = common.shape[1]
-    grad_weight = torch.empty(weight.shape)
-    if split == 0:
-        grad_bias = ops.biased_relu_gradient_(g, out)[0]
-    else:
-        once = ops.biased_relu_gradient_(g, out, which, len(common))  # [U, H]
-        grad_bias = once.sum(0)
-        once = once.to(weight.dtype)
-        grad_weight[:, :split] = torch.mm(once.t(), common)
-        grads.add(0, once, weight[:, :split])
-    grad_weight[:, split:] = torch.mm(g.t(), impression)
-    grads.add(1, g, weight[:, split:])
-    return [*reversed([*found, grad_bias, grad_weight])]
+    """Returns the gradients of a tower's weights and biases from the second layer on."""
+    outs = [first, *saved[1:-1:2]]
+    weights = saved[:-1:2]
+    last_weight = saved[-1]
+    found = [grad.sum().unsqueeze(0), torch.mv(outs[-1].t().float(), grad).unsqueeze(0)]
+    g = torch.outer(grad, last_weight[0]).to(first.dtype)
+    for i in range(len(weights) - 1, -1, -1):
+        found += [ops.biased_relu_gradient_(g, outs[i + 1])[0], torch.mm(g.t(), outs[i]).float()]
+        g = torch.mm(g, weights[i], out=grad_first) if i == 0 else torch.mm(g, weights[i])
+    if not weights:
+        grad_first.copy_(g)
+    return found[::-1]
