@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .batch import Batch as Batch
     from .dataset import Dataset as Dataset
     from .embedding import EmbeddingTables as EmbeddingTables
+    from .embedding_bag import EmbeddingBag as EmbeddingBag
     from .logs import read_log as read_log
     from .model import ESMM as ESMM
     from .model import SplitLinear as SplitLinear
@@ -32,6 +33,7 @@ _HOME = {
     "Batch": "batch",
     "Dataset": "dataset",
     "ESMM": "model",
+    "EmbeddingBag": "embedding_bag",
     "EmbeddingTables": "embedding",
     "Field": "schema",
     "Plan": "plan",

@@ -33,6 +33,7 @@ ORDER = [
     "dataset",
     "prepare_log",
     "embedding",
+    "embedding_bag",
     "optim",
     "tower",
     "model",
@@ -49,7 +50,7 @@ ORDER = [
     "cli",
 ]
 DATA_SIDE = {"logs", "synth", "dataset", "prepare_log", "batches"}
-MODEL_SIDE = {"reference", "ops", "embedding", "optim", "tower", "model"}
+MODEL_SIDE = {"reference", "ops", "embedding", "embedding_bag", "optim", "tower", "model"}
 
 
 def imports_of(path: Path) -> set[str]:
