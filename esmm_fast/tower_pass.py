@@ -73,7 +73,7 @@ def pass_towers(
     flat = [x for tower in layers for layer in tower for x in layer]
     counts = [len(tower) for tower in layers]
     which = common_of_impression.to(torch.int32)
-    return _Pass.apply(common, impression, which, dtype, counts, *flat)  # type: ignore[no-any-return]
+    return _Pass.apply(common, impression, which, dtype, counts, *flat)
 
 
 class _Pass(torch.autograd.Function):
