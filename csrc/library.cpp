@@ -59,4 +59,10 @@ STABLE_TORCH_LIBRARY(esmm_fast, m) {
       "()");
   // weight [rows, D] ~ N(0, std^2), a function of (key, feature_ids [rows] int64) alone.
   m.def("embedding_init(Tensor(a!) weight, Tensor feature_ids, int key, float std) -> ()");
+  // x [B, H] float32 or bfloat16 becomes relu(x + bias[group]); bias [G, H] float32, group [B]
+  // int32 or none (G = 1). grad becomes the gradient of x; returns that of bias, [num_groups, H].
+  m.def("biased_relu(Tensor(a!) x, Tensor bias, Tensor? group) -> ()");
+  m.def(
+      "biased_relu_gradient(Tensor(a!) grad, Tensor out, Tensor? group, SymInt num_groups)"
+      " -> Tensor");
 }

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from .embedding_bag import EmbeddingBag as EmbeddingBag
     from .logs import read_log as read_log
     from .model import ESMM as ESMM
+    from .model import EntireSpaceChain as EntireSpaceChain
     from .model import SplitLinear as SplitLinear
+    from .model import Tower as Tower
     from .ops.product_loss import product_loss as product_loss
     from .plan import Plan as Plan
     from .prepare_log import prepare as prepare
@@ -35,10 +37,12 @@ _HOME = {
     "ESMM": "model",
     "EmbeddingBag": "embedding_bag",
     "EmbeddingTables": "embedding",
+    "EntireSpaceChain": "model",
     "Field": "schema",
     "Plan": "plan",
     "Schema": "schema",
     "SplitLinear": "model",
+    "Tower": "model",
     "Vocabulary": "vocabulary",
     "evaluate": "train",
     "fit": "train",

@@ -93,13 +93,22 @@ def default_optimizers(
         raise ValueError(f"tables: expected 'lazy_adam' or 'adam', got {tables!r}")
     found = [m for m in model.modules() if isinstance(m, EmbeddingTables)]
     if tables == "adam" or not found:
-        return [torch.optim.Adam(model.parameters(), lr=lr, betas=betas, eps=eps)]
+        return [_adam(model.parameters(), lr, betas, eps)]
     of_tables = {id(parameter) for module in found for parameter in module.parameters()}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in of_tables]
     optimizers: list[torch.optim.Optimizer] = [LazyAdam(model, lr=lr, betas=betas, eps=eps)]
     if rest:
-        optimizers.append(torch.optim.Adam(rest, lr=lr, betas=betas, eps=eps))
+        optimizers.append(_adam(rest, lr, betas, eps))
     return optimizers
+
+
+def _adam(
+    parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], eps: float
+) -> torch.optim.Adam:
+    """Returns torch's Adam in its fused form, less than half the time of the others on the CPU."""
+    parameters = list(parameters)
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps, fused=fused or None)
 
 
 def fit(

@@ -35,6 +35,7 @@ ORDER = [
     "embedding",
     "embedding_bag",
     "optim",
+    "tower_pass",
     "tower",
     "model",
     "metrics",
@@ -50,7 +51,16 @@ ORDER = [
     "cli",
 ]
 DATA_SIDE = {"logs", "synth", "dataset", "prepare_log", "batches"}
-MODEL_SIDE = {"reference", "ops", "embedding", "embedding_bag", "optim", "tower", "model"}
+MODEL_SIDE = {
+    "reference",
+    "ops",
+    "embedding",
+    "embedding_bag",
+    "optim",
+    "tower_pass",
+    "tower",
+    "model",
+}
 
 
 def imports_of(path: Path) -> set[str]:
