@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import os
-import stat
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +13,7 @@ import pyarrow as pa
 
 import esmm_fast._native as _native
 
+from .inputs import Files, Inputs, LogFile, log_files
 from .record_batches import (
     Layout,
     arrow_schema,
@@ -25,7 +24,6 @@ from .record_batches import (
 )
 from .schema import ALI_CCP, Field, Schema, Side
 
-PathLike = str | os.PathLike[str]
 OnError = Literal["stop", "skip"]
 
 CHUNK_BYTES = 8 << 20
@@ -93,8 +91,8 @@ class Log:
 
 
 def read_log(
-    skeleton: PathLike | Iterable[PathLike],
-    common: PathLike | Iterable[PathLike] | None = None,
+    skeleton: Files,
+    common: Files = None,
     schema: Schema = ALI_CCP,
     threads: int | None = None,
     *,
@@ -104,9 +102,11 @@ def read_log(
     """Returns the columns of a log, every occurrence with its value and every common row once.
 
     Args:
-        skeleton: Skeleton file or files (one line per impression), plain or gzip.
-        common: Files of the common rows. None: there are none; then the keys of the skeleton files
-            become common rows without features, in the order in which they appear.
+        skeleton: Skeleton file or files (one line per impression): plain, gzip, a tar archive that
+            holds one, or ``-`` for standard input.
+        common: Files of the common rows, likewise; an archive can be both. None: there are none;
+            then the keys of the skeleton files become common rows without features, in the order
+            in which they appear.
         schema: The fields. Where the log needs more than it says (a second occurrence in a row, a
             value other than 1), the field becomes `multi` or `weighted` in the result's schema.
         threads: Threads of the parser; None: all cores of this process. The result does not depend
@@ -153,13 +153,17 @@ class LogReader:
         skeleton, common, schema, threads, on_error, chunk_bytes: As in `read_log`.
         count_ids: Count the occurrences of every id (`SideReport.occurrences`).
         rejects: Called with the skipped lines (bytes) in file order.
-        advance: Called with the bytes of text of each block.
+        advance: Called after each block with the bytes of the files (as they are on disk) that are
+            read, and with those there are (None: not known).
+
+    Attributes:
+        sources: Side -> the names of its files as messages have them, once they are opened.
     """
 
     def __init__(
         self,
-        skeleton: PathLike | Iterable[PathLike],
-        common: PathLike | Iterable[PathLike] | None,
+        skeleton: Files,
+        common: Files,
         schema: Schema,
         *,
         threads: int | None = None,
@@ -167,7 +171,7 @@ class LogReader:
         chunk_bytes: int = CHUNK_BYTES,
         count_ids: bool = True,
         rejects: Callable[[bytes], object] | None = None,
-        advance: Callable[[int], object] | None = None,
+        advance: Callable[[int, int | None], object] | None = None,
     ):
         if on_error not in ("stop", "skip"):
             raise ValueError(f"on_error: 'stop' or 'skip' expected, got {on_error!r}")
@@ -175,9 +179,9 @@ class LogReader:
             raise ValueError(f"threads: at least 1 expected, got {threads}")
         check_columns(schema)
         self.schema = schema
-        self.files: dict[Side, list[Path]] = {
-            "common": file_list(common, "common"),
-            "impression": file_list(skeleton, "skeleton"),
+        self.files: dict[Side, list[LogFile]] = {
+            "common": log_files(common, "common"),
+            "impression": log_files(skeleton, "skeleton"),
         }
         if not self.files["impression"]:
             raise ValueError("skeleton: at least one file expected, got none")
@@ -189,6 +193,8 @@ class LogReader:
             "impression": Layout.of(schema.impression),
         }
         self.reports: dict[Side, SideReport] = {}
+        self.sources: dict[Side, list[str]] = {"common": [], "impression": []}
+        self._inputs = Inputs([*self.files["common"], *self.files["impression"]])
         self._threads = threads or len(os.sched_getaffinity(0))
         self._skip = on_error == "skip"
         self._chunk_bytes = chunk_bytes
@@ -205,7 +211,7 @@ class LogReader:
         """Raises LogError if the files that were read hold no impression."""
         if self.reports["impression"].rows:
             return
-        file = str(self.files["impression"][0])
+        file = self.sources["impression"][0]
         errors = merged(self.reports["common"].rejected, self.reports["impression"].rejected)
         if not errors:
             raise LogError(
@@ -236,8 +242,11 @@ class LogReader:
             return
         fields = self.fields(side)
         layout = self.layouts[side]
-        inputs = [_input(path) for path in self.files[side]]
+        stream = None
         try:
+            inputs = [self._inputs.open(file) for file in self.files[side]]
+            self.sources[side] = [name for name, _, _ in inputs]
+            plain = all(path for _, path, _ in inputs)
             stream = _native.LogStream(
                 inputs=inputs,
                 common=side == "common",
@@ -256,8 +265,10 @@ class LogReader:
             while (block := stream.next()) is not None:
                 if self._rejects is not None and (lines := block.rejects):
                     self._rejects(lines)
+                if plain:
+                    self._inputs.add_plain(block.bytes)
                 if self._advance is not None:
-                    self._advance(block.bytes)
+                    self._advance(self._inputs.done, self._inputs.total)
                 if block.rows > len(block.dropped):
                     batch, block_layout = record_batch(block, side, fields)
                     self.layouts[side] |= block_layout
@@ -269,9 +280,8 @@ class LogReader:
             self.reports[side] = _report(stream, fields)
         finally:
             stream = None  # its threads end before the files close
-            for _, _, opened in inputs:
-                if opened is not None:
-                    opened.close()
+            if side == "impression" or sys.exc_info()[0] is not None:
+                self._inputs.close()
 
     def _keys_alone(self) -> Iterator[tuple[pa.RecordBatch, Layout]]:
         """Yields common rows that have a key and no features, for a log without common files."""
@@ -317,44 +327,6 @@ def merged(*sides: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 total[name] = {"count": 0, "first": place(found), **text}
             total[name]["count"] += found["count"]
     return total
-
-
-def file_list(files: PathLike | Iterable[PathLike] | None, argument: str) -> list[Path]:
-    """Returns the files as paths, after a look whether each of them can be a log file."""
-    if files is None:
-        return []
-    paths = [Path(files)] if isinstance(files, (str, os.PathLike)) else [Path(f) for f in files]
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file; expected a log file for {argument}")
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a directory; expected a log file for {argument}")
-        if path.name.endswith((".tar", ".tar.gz", ".tgz")):
-            raise ValueError(
-                f"{path} is an archive; expected the file inside it: "
-                f"unpack it first (tar xf {path.name})"
-            )
-    return paths
-
-
-def _input(path: Path) -> tuple[str, str | None, Any]:
-    """Returns (name, path, None) for a plain file, (name, None, stream) for a gzip file or a
-    pipe."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        return str(path), None, open(path, "rb", buffering=0)
-    with open(path, "rb") as file:
-        magic = file.read(2)
-    if magic != b"\x1f\x8b":
-        return str(path), str(path), None
-    return str(path), None, _open_gzip(path)
-
-
-def _open_gzip(path: Path) -> Any:
-    try:
-        from isal import igzip
-    except ImportError:
-        return gzip.open(path, "rb")
-    return igzip.open(path, "rb")
 
 
 def _report(stream: Any, fields: tuple[Field, ...]) -> SideReport:

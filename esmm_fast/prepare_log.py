@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 import esmm_fast._native as _native
 
 from . import __version__
-from .logs import CHUNK_BYTES, LogReader, OnError, PathLike, file_list, merged
+from .inputs import ARCHIVE_SUFFIXES, Files, Inputs, LogFile, PathLike, is_archive, log_files
+from .logs import CHUNK_BYTES, LogReader, OnError, merged
 from .manifest import DATA_FILES, read_schema, schema_to_dict, write_manifest
+from .progress import Progress
 from .record_batches import Layout, arrow_schema, conform
 from .schema import ALI_CCP, Field, Schema, Side
 from .staging import staged_directory
@@ -23,15 +26,18 @@ from .staging import staged_directory
 if TYPE_CHECKING:
     from .dataset import Dataset
 
+Log = tuple[list[LogFile], list[LogFile]]
+"""The skeleton files and the common files of one log."""
+
 _FILES: dict[Side, str] = {"common": "common_rows.arrow", "impression": "impressions.arrow"}
 
 
 def prepare(
-    logdir: PathLike | None = None,
+    logdir: PathLike | Iterable[PathLike] | None = None,
     out: PathLike | None = None,
     *,
-    skeleton: PathLike | Iterable[PathLike] = (),
-    common: PathLike | Iterable[PathLike] = (),
+    skeleton: Files = (),
+    common: Files = (),
     schema: Schema | PathLike = ALI_CCP,
     threads: int | None = None,
     on_error: OnError = "stop",
@@ -44,12 +50,16 @@ def prepare(
 
     Args:
         logdir: Directory with ``sample_skeleton_{train,test}.csv`` and
-            ``common_features_{train,test}.csv`` (each also as ``.gz``): `out` gets a dataset for
-            each half that is there. A directory with ``sample_skeleton.csv`` and
-            ``common_features.csv`` (as `Dataset.dump` writes them) becomes one dataset `out`.
+            ``common_features_{train,test}.csv`` (each also as ``.gz``), or with the archives
+            ``sample_{train,test}.tar.gz`` that hold them: `out` gets a dataset for each half that
+            is there. A directory with ``sample_skeleton.csv`` and ``common_features.csv`` (as
+            `Dataset.dump` writes them) becomes one dataset `out`. Or the archives themselves: those
+            named ``sample_{train,test}...`` are halves; one of another name becomes `out`. An
+            archive is read as it is, its files found by name.
         out: New directory. It appears when everything is written; what exists is refused.
-        skeleton, common: The files instead of a `logdir`, plain or gzip. Without `common`, the keys
-            of the skeleton files become common rows without features.
+        skeleton, common: The files instead of a `logdir`: plain, gzip, a tar archive that holds
+            one, ``-`` for standard input. Without `common`, the keys of the skeleton files become
+            common rows without features.
         schema: The fields, or a JSON file of them (as in a manifest). A field that needs more than
             it says (a second occurrence in a row, a value other than 1) is stored as `multi` or
             `weighted`; an id beyond 32 bits makes the ids of its file uint64. The manifest lists
@@ -62,7 +72,8 @@ def prepare(
             ``"skip"``.
         check: Read everything, write nothing (`out` and `rejects` are ignored), and return what was
             found.
-        progress: Show a progress bar.
+        progress: Show bytes read, rate and time left on standard error: a bar on a terminal, else
+            a line every 15 s.
         chunk_bytes: Text per chunk and record batch, in bytes.
 
     Returns:
@@ -88,20 +99,20 @@ def prepare(
         "chunk_bytes": chunk_bytes,
     }
     with ExitStack() as stack:
-        advance = None
-        if progress:
-            bar = tqdm(total=_plain_bytes(logs), unit="B", unit_scale=True, desc="prepare")
-            advance = stack.enter_context(bar).update
+        meter = _Meter(logs, stack.enter_context(Progress("prepare")) if progress else None)
         if check:
-            reports = {half: _checked(*files, advance, settings) for half, files in logs.items()}
+            reports = {
+                half: _checked(LogReader(*files, advance=meter.of(half), **settings))
+                for half, files in logs.items()
+            }
             return reports.get("", reports)
         assert out is not None
         settings["rejects"] = stack.enter_context(_Rejects(rejects)).write if rejects else None
         staged = stack.enter_context(staged_directory(Path(out)))
-        for half, (skeleton_files, common_files) in logs.items():
+        for half, files in logs.items():
             folder = staged / half
             folder.mkdir(exist_ok=True)
-            _write_dataset(folder, skeleton_files, common_files, advance, settings)
+            _write_dataset(folder, LogReader(*files, advance=meter.of(half), **settings))
 
     from .dataset import Dataset
 
@@ -114,42 +125,78 @@ def prepare(
 
 
 def _logs(
-    logdir: PathLike | None,
-    skeleton: PathLike | Iterable[PathLike],
-    common: PathLike | Iterable[PathLike],
-) -> dict[str, tuple[list[Path], list[Path]]]:
-    """Returns half -> (skeleton files, common files); the half is "" where there is one log
-    only."""
-    files = file_list(skeleton, "skeleton"), file_list(common, "common")
-    if logdir is None:
+    logdir: PathLike | Iterable[PathLike] | None,
+    skeleton: Files,
+    common: Files,
+) -> dict[str, Log]:
+    """Returns half -> its files; the half is "" where there is one log only."""
+    files = log_files(skeleton, "skeleton"), log_files(common, "common")
+    given = _paths(logdir)
+    if not given:
         if not files[0]:
             raise ValueError("logdir or skeleton expected, got neither")
         return {"": files}
     if files[0] or files[1]:
         raise ValueError("logdir or skeleton and common expected, got both")
-    folder = Path(logdir)
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: a directory with the files of a log expected")
-    logs: dict[str, tuple[list[Path], list[Path]]] = {}
+    return _of_directory(given[0]) if given[0].is_dir() else _of_archives(given)
+
+
+def _paths(given: PathLike | Iterable[PathLike] | None) -> list[Path]:
+    if given is None or isinstance(given, str | os.PathLike):
+        return [] if given is None else [Path(given)]
+    paths = [Path(path) for path in given]
+    if len(paths) > 1 and (folder := next((p for p in paths if p.is_dir()), None)):
+        raise ValueError(f"one directory or archives expected, got {folder} among {len(paths)}")
+    return paths
+
+
+def _of_archives(archives: list[Path]) -> dict[str, Log]:
+    logs: dict[str, Log] = {}
+    for path in archives:
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or directory; expected a log")
+        if not is_archive(path):
+            raise ValueError(
+                f"{path}: a directory with the files of a log, or a tar archive of them expected; "
+                "give single files with skeleton (--skeleton) and common (--common)"
+            )
+        named = re.match(r"sample_(train|test)\b", path.name)
+        half = named[1] if named else ""
+        if half in logs or (logs and "" in (half, *logs)):
+            raise ValueError(
+                f"{path}: sample_train and sample_test, or one archive expected, got "
+                f"{' and '.join(p.name for p in archives)}"
+            )
+        logs[half] = _in_archive(path, half)
+    return logs
+
+
+def _in_archive(path: Path, half: str) -> Log:
+    return [LogFile(path, "skeleton", half, True)], [LogFile(path, "common", half, True)]
+
+
+def _of_directory(folder: Path) -> dict[str, Log]:
+    logs: dict[str, Log] = {}
     for half, suffix in (("train", "_train"), ("test", "_test"), ("", "")):
         if half == "" and logs:
             continue
-        found = [
-            _named(folder, f"{name}{suffix}.csv") for name in ("sample_skeleton", "common_features")
-        ]
-        if found[0] and found[1]:
-            logs[half] = ([found[0]], [found[1]])
-        elif present := found[0] or found[1]:
-            missing = "common_features" if found[0] else "sample_skeleton"
+        skeleton = _named(folder, f"sample_skeleton{suffix}.csv")
+        common = _named(folder, f"common_features{suffix}.csv")
+        names = [f"sample{suffix}{end}" for end in ARCHIVE_SUFFIXES] if half else []
+        archive = next((folder / name for name in names if (folder / name).is_file()), None)
+        if skeleton and common:
+            logs[half] = [LogFile(skeleton, "skeleton")], [LogFile(common, "common")]
+        elif archive:
+            logs[half] = _in_archive(archive, half)
+        elif present := skeleton or common:
+            missing = "common_features" if skeleton else "sample_skeleton"
             raise FileNotFoundError(
                 f"{folder}: {missing}{suffix}.csv is missing beside {present.name}"
             )
     if not logs:
-        archives = sorted(p.name for p in folder.glob("sample_*.tar.gz"))
-        hint = f" (unpack {', '.join(archives)} first)" if archives else ""
         raise FileNotFoundError(
-            f"{folder}: sample_skeleton_train.csv and common_features_train.csv (or _test) "
-            f"expected, got neither{hint}"
+            f"{folder}: sample_skeleton_train.csv and common_features_train.csv (or _test), or "
+            "sample_train.tar.gz expected, got neither"
         )
     return logs
 
@@ -158,10 +205,29 @@ def _named(folder: Path, name: str) -> Path | None:
     return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
 
 
-def _plain_bytes(logs: dict[str, tuple[list[Path], list[Path]]]) -> int | None:
-    """Returns the bytes of text, or None if a file is compressed."""
-    files = [f for both in logs.values() for side in both for f in side]
-    return None if any(f.suffix == ".gz" for f in files) else sum(f.stat().st_size for f in files)
+class _Meter:
+    """Adds up what the logs of a call have read and have to read."""
+
+    def __init__(self, logs: dict[str, Log], progress: Progress | None):
+        self._progress = progress
+        self._done = dict.fromkeys(logs, 0)
+        self._total: dict[str, int | None] = {
+            half: Inputs([*files[1], *files[0]]).total for half, files in logs.items()
+        }
+
+    def of(self, half: str) -> Callable[[int, int | None], object] | None:
+        """Returns what the reader of this half reports to."""
+        if self._progress is None:
+            return None
+        progress = self._progress
+
+        def advance(done: int, total: int | None) -> None:
+            self._done[half], self._total[half] = done, total
+            totals = [t for t in self._total.values() if t is not None]
+            known = len(totals) == len(self._total)
+            progress.update(sum(self._done.values()), sum(totals) if known else None)
+
+        return advance
 
 
 # ---- What to write
@@ -258,14 +324,7 @@ class _Rejects:
             self._partial.unlink()
 
 
-def _write_dataset(
-    folder: Path,
-    skeleton: list[Path],
-    common: list[Path],
-    advance: Callable[[int], object] | None,
-    settings: dict[str, Any],
-) -> None:
-    reader = LogReader(skeleton, common, advance=advance, **settings)
+def _write_dataset(folder: Path, reader: LogReader) -> None:
     facts = {}
     for side in reader.sides:
         file = _TableFile(folder / _FILES[side], side, reader.fields(side), reader.layouts[side])
@@ -285,9 +344,11 @@ def _write_dataset(
         "promoted": _promoted(reader),
         "files": {name: facts[name] for name in DATA_FILES},
         "source": {
-            "skeleton": [f.name for f in skeleton],
-            "common": [f.name for f in common],
-            "synthetic": (skeleton[0].parent / "synth.json").exists(),
+            "skeleton": [Path(name).name for name in reader.sources["impression"]],
+            "common": [Path(name).name for name in reader.sources["common"]],
+            "synthetic": any(
+                (f.path.parent / "synth.json").exists() for f in reader.files["impression"]
+            ),
             "text_bytes": sum(report.bytes for report in reader.reports.values()),
         },
         "written_by": {"esmm_fast": __version__, "pyarrow": pa.__version__},
@@ -321,13 +382,7 @@ def _write_counts(path: Path, reader: LogReader) -> dict[str, Any]:
 # ---- What was found
 
 
-def _checked(
-    skeleton: list[Path],
-    common: list[Path],
-    advance: Callable[[int], object] | None,
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    reader = LogReader(skeleton, common, advance=advance, **settings)
+def _checked(reader: LogReader) -> dict[str, Any]:
     for side in reader.sides:
         for _ in reader.read(side):
             pass
