@@ -77,6 +77,7 @@ def synth(out: Path, **options: Any) -> None:
 @click.option("--skeleton", type=_FILE, multiple=True, help="Instead of LOG; repeatable; -: stdin.")
 @click.option("--common", type=_FILE, multiple=True, help="The common rows of --skeleton.")
 @click.option("--out", type=_PATH, help="LOG: OUT/train and OUT/test; --skeleton: the dataset.")
+@click.option("--schema", type=_EXISTING, help="YAML: the fields and the spelling of your own log.")
 @click.option("--threads", type=_COUNT)
 @click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
 @click.option("--rejects", type=_PATH, help="Receives the lines that --on-error skip leaves out.")

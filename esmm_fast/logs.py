@@ -14,6 +14,7 @@ import pyarrow as pa
 import esmm_fast._native as _native
 
 from .inputs import Files, Inputs, LogFile, log_files
+from .log_format import LogFormat
 from .record_batches import (
     Layout,
     arrow_schema,
@@ -164,7 +165,7 @@ class LogReader:
         self,
         skeleton: Files,
         common: Files,
-        schema: Schema,
+        schema: Schema | LogFormat,
         *,
         threads: int | None = None,
         on_error: OnError = "stop",
@@ -177,8 +178,10 @@ class LogReader:
             raise ValueError(f"on_error: 'stop' or 'skip' expected, got {on_error!r}")
         if threads is not None and threads < 1:
             raise ValueError(f"threads: at least 1 expected, got {threads}")
-        check_columns(schema)
-        self.schema = schema
+        self.format = LogFormat.of(schema)
+        self.format.check_text()
+        self.schema = self.format.schema
+        check_columns(self.schema)
         self.files: dict[Side, list[LogFile]] = {
             "common": log_files(common, "common"),
             "impression": log_files(skeleton, "skeleton"),
@@ -188,11 +191,13 @@ class LogReader:
         self.sides: tuple[Side, ...] = (
             ("common", "impression") if self.files["common"] else ("impression", "common")
         )
+        self._fixed = None if self.format.usual else self._own_columns()
         self.layouts: dict[Side, Layout] = {
-            "common": Layout.of(schema.common),
-            "impression": Layout.of(schema.impression),
+            "common": Layout.of(self.schema.common),
+            "impression": Layout.of(self.schema.impression, self._fixed),
         }
         self.reports: dict[Side, SideReport] = {}
+        self.label_counts = dict.fromkeys(self.schema.labels, 0)  # counted for own formats only
         self.sources: dict[Side, list[str]] = {"common": [], "impression": []}
         self._inputs = Inputs([*self.files["common"], *self.files["impression"]])
         self._threads = threads or len(os.sched_getaffinity(0))
@@ -240,6 +245,7 @@ class LogReader:
         if side == "common" and not self.files["common"]:
             yield from self._keys_alone()
             return
+        numbered = 0
         fields = self.fields(side)
         layout = self.layouts[side]
         stream = None
@@ -261,6 +267,7 @@ class LogReader:
                 skip_bad_lines=self._skip,
                 keep_rejects=self._skip and self._rejects is not None,
                 count_ids=self._count_ids,
+                **self.format.native(),
             )
             while (block := stream.next()) is not None:
                 if self._rejects is not None and (lines := block.rejects):
@@ -270,7 +277,11 @@ class LogReader:
                 if self._advance is not None:
                     self._advance(self._inputs.done, self._inputs.total)
                 if block.rows > len(block.dropped):
-                    batch, block_layout = record_batch(block, side, fields)
+                    own = None
+                    if side == "impression" and self._fixed is not None:
+                        own = self._fixed, self._own_arrays(block, numbered)
+                        numbered += block.rows
+                    batch, block_layout = record_batch(block, side, fields, own)
                     self.layouts[side] |= block_layout
                     yield batch, block_layout
                     del batch
@@ -283,10 +294,41 @@ class LogReader:
             if side == "impression" or sys.exc_info()[0] is not None:
                 self._inputs.close()
 
+    def _own_columns(self) -> pa.Schema:
+        types = {n: self.format.extra_types.get(n, "int64") for n in self.schema.extra}
+        extra = {n: pa.float64() if t == "float64" else pa.int64() for n, t in types.items()}
+        return self.format.stored_columns(extra, self.format.key in self.format.columns)
+
+    def _own_arrays(self, block: Any, numbered: int) -> list[pa.Array]:
+        """Returns a block's columns before the fields; `numbered` rows stand before it."""
+        assert self._fixed is not None
+        names = [n for n in self.format.columns if n in self.format.carried]
+        carried = dict(zip(names, block.carried(), strict=True))
+        own = self.format
+        columns: dict[str, pa.Array] = {"common_row": block.common_row}
+        columns["sample_id"] = (
+            block.sample_id
+            if own.sample_id in own.columns
+            else np.arange(numbered + 1, numbered + 1 + block.rows, dtype=np.uint64)
+        )
+        if own.dense:
+            dense = np.stack([carried[n].view(np.float64) for n in own.dense], axis=1)
+            flat = pa.array(dense.astype(np.float32).reshape(-1))
+            columns["dense"] = pa.FixedSizeListArray.from_arrays(flat, len(own.dense))
+        for name, bits in carried.items():
+            if name in own.schema.labels:
+                columns[name] = bits.astype(np.uint8)
+                self.label_counts[name] += int(bits.sum())
+            elif name == own.schema.weight:
+                columns[name] = bits.view(np.float64).astype(np.float32)
+            elif name in own.schema.extra:
+                columns[name] = bits.view(self._fixed.field(name).type.to_pandas_dtype())
+        return [pa.array(columns[name]) for name in self._fixed.names]
+
     def _keys_alone(self) -> Iterator[tuple[pa.RecordBatch, Layout]]:
         """Yields common rows that have a key and no features, for a log without common files."""
         fields, layout = self.schema.common, self.layouts["common"]
-        keys = self._keys.keys()
+        keys = self._keys.keys() if self.format.key in self.format.columns else np.empty(0, "u8")
         names = [f.name for f in fields]
         self.reports["common"] = SideReport(
             rows=len(keys),

@@ -16,8 +16,9 @@ import esmm_fast._native as _native
 
 from . import __version__
 from .inputs import ARCHIVE_SUFFIXES, Files, Inputs, LogFile, PathLike, is_archive, log_files
+from .log_format import LogFormat, read_format
 from .logs import CHUNK_BYTES, LogReader, OnError, merged
-from .manifest import DATA_FILES, read_schema, schema_to_dict, write_manifest
+from .manifest import DATA_FILES, schema_to_dict, write_manifest
 from .progress import Progress
 from .record_batches import Layout, arrow_schema, conform
 from .schema import ALI_CCP, Field, Schema, Side
@@ -38,7 +39,7 @@ def prepare(
     *,
     skeleton: Files = (),
     common: Files = (),
-    schema: Schema | PathLike = ALI_CCP,
+    schema: Schema | LogFormat | PathLike = ALI_CCP,
     threads: int | None = None,
     on_error: OnError = "stop",
     rejects: PathLike | None = None,
@@ -60,7 +61,8 @@ def prepare(
         skeleton, common: The files instead of a `logdir`: plain, gzip, a tar archive that holds
             one, ``-`` for standard input. Without `common`, the keys of the skeleton files become
             common rows without features.
-        schema: The fields, or a JSON file of them (as in a manifest). A field that needs more than
+        schema: The fields; or a `LogFormat`, or a YAML file of one, of a log that is spelled in
+            another way (a manifest will do too). A field that needs more than
             it says (a second occurrence in a row, a value other than 1) is stored as `multi` or
             `weighted`; an id beyond 32 bits makes the ids of its file uint64. The manifest lists
             what was promoted.
@@ -93,7 +95,7 @@ def prepare(
         raise ValueError(f"rejects: on_error='skip' expected with it, got {on_error!r}")
     logs = _logs(logdir, skeleton, common)
     settings: dict[str, Any] = {
-        "schema": schema if isinstance(schema, Schema) else read_schema(Path(schema)),
+        "schema": schema if isinstance(schema, Schema | LogFormat) else read_format(Path(schema)),
         "threads": threads,
         "on_error": "skip" if check else on_error,
         "chunk_bytes": chunk_bytes,
@@ -401,6 +403,8 @@ def _counted(reader: LogReader) -> dict[str, Any]:
             "distinct_ids": len(ids),
             "rows_without": report.rows_without[field.name],
         }
+    usual = reader.schema.labels == ALI_CCP.labels
+    labels = {} if usual else {"labels": reader.label_counts}
     return {
         "impressions": impressions.rows,
         "clicks": impressions.clicks,
@@ -410,6 +414,7 @@ def _counted(reader: LogReader) -> dict[str, Any]:
         ],
         "common_rows": common.rows,
         "common_rows_unused": common.rows - impressions.common_rows_used,
+        **labels,
         "fields": fields,
         "anomalies": anomalies,
         "errors": merged(common.rejected, impressions.rejected),
