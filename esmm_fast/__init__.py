@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .batch import Batch as Batch
     from .dataset import Dataset as Dataset
     from .embedding import EmbeddingTables as EmbeddingTables
+    from .log_format import LogFormat as LogFormat
     from .logs import read_log as read_log
     from .model import ESMM as ESMM
     from .model import SplitLinear as SplitLinear
@@ -34,6 +35,7 @@ _HOME = {
     "ESMM": "model",
     "EmbeddingTables": "embedding",
     "Field": "schema",
+    "LogFormat": "log_format",
     "Plan": "plan",
     "Schema": "schema",
     "SplitLinear": "model",

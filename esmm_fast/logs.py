@@ -59,7 +59,9 @@ class LogError(ValueError):
 
 
 def place(found: dict[str, Any]) -> str:
-    """Returns ``file:line (byte N)``."""
+    """Returns ``file:line (byte N)``; of a table ``file: row N``."""
+    if "row" in found:
+        return f"{found['file']}: row {found['row']}"
     return f"{found['file']}:{found['line']} (byte {found['byte']})"
 
 
@@ -206,6 +208,11 @@ class LogReader:
         self._count_ids = count_ids
         self._rejects, self._advance = rejects, advance
         self._keys = _native.KeyMap()
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether `synth` wrote the log."""
+        return any((f.path.parent / "synth.json").exists() for f in self.files["impression"])
 
     @property
     def promoted_schema(self) -> Schema:

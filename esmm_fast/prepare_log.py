@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,8 @@ import pyarrow as pa
 import esmm_fast._native as _native
 
 from . import __version__
-from .inputs import ARCHIVE_SUFFIXES, Files, Inputs, LogFile, PathLike, is_archive, log_files
+from .find_logs import Meter, find_logs
+from .inputs import Files, PathLike
 from .log_format import LogFormat, read_format
 from .logs import CHUNK_BYTES, LogReader, OnError, merged
 from .manifest import DATA_FILES, schema_to_dict, write_manifest
@@ -23,12 +22,12 @@ from .progress import Progress
 from .record_batches import Layout, arrow_schema, conform
 from .schema import ALI_CCP, Field, Schema, Side
 from .staging import staged_directory
+from .tables import TableReader
 
 if TYPE_CHECKING:
     from .dataset import Dataset
 
-Log = tuple[list[LogFile], list[LogFile]]
-"""The skeleton files and the common files of one log."""
+Reader = LogReader | TableReader
 
 _FILES: dict[Side, str] = {"common": "common_rows.arrow", "impression": "impressions.arrow"}
 
@@ -38,7 +37,8 @@ def prepare(
     out: PathLike | None = None,
     *,
     skeleton: Files = (),
-    common: Files = (),
+    table: Any = None,
+    common: Any = (),
     schema: Schema | LogFormat | PathLike = ALI_CCP,
     threads: int | None = None,
     on_error: OnError = "stop",
@@ -61,6 +61,10 @@ def prepare(
         skeleton, common: The files instead of a `logdir`: plain, gzip, a tar archive that holds
             one, ``-`` for standard input. Without `common`, the keys of the skeleton files become
             common rows without features.
+        table: Instead of them: Parquet or Arrow files, or tables in memory (pyarrow, polars,
+            pandas), one row per impression, columns by the names in `schema`; `common` are then
+            tables of the common rows, found by the schema's `key`. Without `common`, the common
+            fields stand in `table`, and impressions with equal ones share a common row.
         schema: The fields; or a `LogFormat`, or a YAML file of one, of a log that is spelled in
             another way (a manifest will do too). A field that needs more than
             it says (a second occurrence in a row, a value other than 1) is stored as `multi` or
@@ -93,15 +97,23 @@ def prepare(
         raise ValueError("out: a new directory expected, got none")
     if rejects is not None and on_error != "skip" and not check:
         raise ValueError(f"rejects: on_error='skip' expected with it, got {on_error!r}")
-    logs = _logs(logdir, skeleton, common)
+    format = schema if isinstance(schema, Schema | LogFormat) else read_format(Path(schema))
+    if table is not None:
+        if logdir is not None or skeleton not in (None, ()):
+            raise ValueError("table, or logdir, or skeleton expected, got several")
+        if on_error == "skip":
+            raise ValueError("on_error: 'stop' expected with a table: its first bad row ends it")
+        several = None if isinstance(common, tuple | list) and not common else common
+        return _prepare_table(table, several, format, out, check, progress)
+    logs = find_logs(logdir, skeleton, common)
     settings: dict[str, Any] = {
-        "schema": schema if isinstance(schema, Schema | LogFormat) else read_format(Path(schema)),
+        "schema": format,
         "threads": threads,
         "on_error": "skip" if check else on_error,
         "chunk_bytes": chunk_bytes,
     }
     with ExitStack() as stack:
-        meter = _Meter(logs, stack.enter_context(Progress("prepare")) if progress else None)
+        meter = Meter(logs, stack.enter_context(Progress("prepare")) if progress else None)
         if check:
             reports = {
                 half: _checked(LogReader(*files, advance=meter.of(half), **settings))
@@ -123,116 +135,28 @@ def prepare(
     return {half: Dataset(Path(out) / half) for half in logs}
 
 
-# ---- What to read
-
-
-def _logs(
-    logdir: PathLike | Iterable[PathLike] | None,
-    skeleton: Files,
-    common: Files,
-) -> dict[str, Log]:
-    """Returns half -> its files; the half is "" where there is one log only."""
-    files = log_files(skeleton, "skeleton"), log_files(common, "common")
-    given = _paths(logdir)
-    if not given:
-        if not files[0]:
-            raise ValueError("logdir or skeleton expected, got neither")
-        return {"": files}
-    if files[0] or files[1]:
-        raise ValueError("logdir or skeleton and common expected, got both")
-    return _of_directory(given[0]) if given[0].is_dir() else _of_archives(given)
-
-
-def _paths(given: PathLike | Iterable[PathLike] | None) -> list[Path]:
-    if given is None or isinstance(given, str | os.PathLike):
-        return [] if given is None else [Path(given)]
-    paths = [Path(path) for path in given]
-    if len(paths) > 1 and (folder := next((p for p in paths if p.is_dir()), None)):
-        raise ValueError(f"one directory or archives expected, got {folder} among {len(paths)}")
-    return paths
-
-
-def _of_archives(archives: list[Path]) -> dict[str, Log]:
-    logs: dict[str, Log] = {}
-    for path in archives:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file or directory; expected a log")
-        if not is_archive(path):
-            raise ValueError(
-                f"{path}: a directory with the files of a log, or a tar archive of them expected; "
-                "give single files with skeleton (--skeleton) and common (--common)"
-            )
-        named = re.match(r"sample_(train|test)\b", path.name)
-        half = named[1] if named else ""
-        if half in logs or (logs and "" in (half, *logs)):
-            raise ValueError(
-                f"{path}: sample_train and sample_test, or one archive expected, got "
-                f"{' and '.join(p.name for p in archives)}"
-            )
-        logs[half] = _in_archive(path, half)
-    return logs
-
-
-def _in_archive(path: Path, half: str) -> Log:
-    return [LogFile(path, "skeleton", half, True)], [LogFile(path, "common", half, True)]
-
-
-def _of_directory(folder: Path) -> dict[str, Log]:
-    logs: dict[str, Log] = {}
-    for half, suffix in (("train", "_train"), ("test", "_test"), ("", "")):
-        if half == "" and logs:
-            continue
-        skeleton = _named(folder, f"sample_skeleton{suffix}.csv")
-        common = _named(folder, f"common_features{suffix}.csv")
-        names = [f"sample{suffix}{end}" for end in ARCHIVE_SUFFIXES] if half else []
-        archive = next((folder / name for name in names if (folder / name).is_file()), None)
-        if skeleton and common:
-            logs[half] = [LogFile(skeleton, "skeleton")], [LogFile(common, "common")]
-        elif archive:
-            logs[half] = _in_archive(archive, half)
-        elif present := skeleton or common:
-            missing = "common_features" if skeleton else "sample_skeleton"
-            raise FileNotFoundError(
-                f"{folder}: {missing}{suffix}.csv is missing beside {present.name}"
-            )
-    if not logs:
-        raise FileNotFoundError(
-            f"{folder}: sample_skeleton_train.csv and common_features_train.csv (or _test), or "
-            "sample_train.tar.gz expected, got neither"
-        )
-    return logs
-
-
-def _named(folder: Path, name: str) -> Path | None:
-    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
-
-
-class _Meter:
-    """Adds up what the logs of a call have read and have to read."""
-
-    def __init__(self, logs: dict[str, Log], progress: Progress | None):
-        self._progress = progress
-        self._done = dict.fromkeys(logs, 0)
-        self._total: dict[str, int | None] = {
-            half: Inputs([*files[1], *files[0]]).total for half, files in logs.items()
-        }
-
-    def of(self, half: str) -> Callable[[int, int | None], object] | None:
-        """Returns what the reader of this half reports to."""
-        if self._progress is None:
-            return None
-        progress = self._progress
-
-        def advance(done: int, total: int | None) -> None:
-            self._done[half], self._total[half] = done, total
-            totals = [t for t in self._total.values() if t is not None]
-            known = len(totals) == len(self._total)
-            progress.update(sum(self._done.values()), sum(totals) if known else None)
-
-        return advance
-
-
 # ---- What to write
+
+
+def _prepare_table(
+    table: Any,
+    common: Any,
+    format: Schema | LogFormat,
+    out: PathLike | None,
+    check: bool,
+    progress: bool,
+) -> Dataset | dict[str, Any]:
+    with ExitStack() as stack:
+        bar = stack.enter_context(Progress("prepare")) if progress else None
+        reader = TableReader(table, common, format, advance=bar.update if bar else None)
+        if check:
+            return _checked(reader)
+        assert out is not None
+        _write_dataset(stack.enter_context(staged_directory(Path(out))), reader)
+
+    from .dataset import Dataset
+
+    return Dataset(out)
 
 
 class _HashedFile:
@@ -326,7 +250,7 @@ class _Rejects:
             self._partial.unlink()
 
 
-def _write_dataset(folder: Path, reader: LogReader) -> None:
+def _write_dataset(folder: Path, reader: Reader) -> None:
     facts = {}
     for side in reader.sides:
         file = _TableFile(folder / _FILES[side], side, reader.fields(side), reader.layouts[side])
@@ -348,9 +272,7 @@ def _write_dataset(folder: Path, reader: LogReader) -> None:
         "source": {
             "skeleton": [Path(name).name for name in reader.sources["impression"]],
             "common": [Path(name).name for name in reader.sources["common"]],
-            "synthetic": any(
-                (f.path.parent / "synth.json").exists() for f in reader.files["impression"]
-            ),
+            "synthetic": reader.synthetic,
             "text_bytes": sum(report.bytes for report in reader.reports.values()),
         },
         "written_by": {"esmm_fast": __version__, "pyarrow": pa.__version__},
@@ -358,7 +280,7 @@ def _write_dataset(folder: Path, reader: LogReader) -> None:
     write_manifest(folder, manifest)
 
 
-def _write_counts(path: Path, reader: LogReader) -> dict[str, Any]:
+def _write_counts(path: Path, reader: Reader) -> dict[str, Any]:
     names = [f.name for f in reader.schema.fields]
     schema = pa.schema(
         [
@@ -384,14 +306,14 @@ def _write_counts(path: Path, reader: LogReader) -> dict[str, Any]:
 # ---- What was found
 
 
-def _checked(reader: LogReader) -> dict[str, Any]:
+def _checked(reader: Reader) -> dict[str, Any]:
     for side in reader.sides:
         for _ in reader.read(side):
             pass
     return {**_counted(reader), "promoted": _promoted(reader)}
 
 
-def _counted(reader: LogReader) -> dict[str, Any]:
+def _counted(reader: Reader) -> dict[str, Any]:
     common, impressions = reader.reports["common"], reader.reports["impression"]
     anomalies = merged(common.anomalies, impressions.anomalies)
     fields = {}
@@ -421,7 +343,7 @@ def _counted(reader: LogReader) -> dict[str, Any]:
     }
 
 
-def _promoted(reader: LogReader) -> dict[str, list[str]]:
+def _promoted(reader: Reader) -> dict[str, list[str]]:
     """Returns field -> what it needed more than the schema says: "multi", "weighted", "uint64"."""
     promoted: dict[str, list[str]] = {}
     for side in reader.sides:
