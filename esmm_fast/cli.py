@@ -15,6 +15,7 @@ from . import __version__
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _EXISTING = click.Path(exists=True, path_type=Path)
+_FILE = click.Path(exists=True, allow_dash=True, path_type=Path)
 _PATH = click.Path(path_type=Path)
 _RATE = click.FloatRange(0, 1, min_open=True, max_open=True)
 _COUNT = click.IntRange(min=1)
@@ -72,26 +73,35 @@ def synth(out: Path, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("logdir", type=_EXISTING, required=False)
-@click.option("--skeleton", type=_EXISTING, multiple=True, help="Instead of LOGDIR; repeatable.")
-@click.option("--common", type=_EXISTING, multiple=True, help="The common rows of --skeleton.")
-@click.option("--out", type=_PATH, help="LOGDIR: OUT/train and OUT/test; --skeleton: the dataset.")
+@click.argument("log", type=_EXISTING, nargs=-1)
+@click.option("--skeleton", type=_FILE, multiple=True, help="Instead of LOG; repeatable; -: stdin.")
+@click.option("--common", type=_FILE, multiple=True, help="The common rows of --skeleton.")
+@click.option("--out", type=_PATH, help="LOG: OUT/train and OUT/test; --skeleton: the dataset.")
+@click.option("--schema", type=_EXISTING, help="YAML: the fields and the spelling of your own log.")
 @click.option("--threads", type=_COUNT)
 @click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
 @click.option("--rejects", type=_PATH, help="Receives the lines that --on-error skip leaves out.")
 @click.option("--check", is_flag=True, help="Read everything, list the anomalies, write nothing.")
 def prepare(
-    logdir: Path | None, skeleton: tuple[Path, ...], out: Path | None, check: bool, **options: Any
+    log: tuple[Path, ...],
+    skeleton: tuple[Path, ...],
+    out: Path | None,
+    check: bool,
+    **options: Any,
 ) -> None:
-    """Turn a raw log into datasets."""
-    if (logdir is None) == (not skeleton):
-        raise click.UsageError("expected LOGDIR or --skeleton, one of them")
+    """Turn a raw log into datasets.
+
+    LOG: a directory with the files of the log or with its archives, or the archives themselves
+    (sample_train.tar.gz sample_test.tar.gz), read as they are.
+    """
+    if bool(log) == bool(skeleton):
+        raise click.UsageError("expected LOG or --skeleton, one of them")
     if out is None and not check:
         raise click.UsageError("expected --out (only --check writes nothing)")
     from .prepare_log import prepare as run
 
     result = run(
-        logdir, out=out, skeleton=skeleton, check=check, **_given(options), progress=_progress()
+        log or None, out=out, skeleton=skeleton, check=check, **_given(options), progress=True
     )
     if check and isinstance(result, dict):
         _echo_mapping(result)

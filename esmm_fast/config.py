@@ -92,6 +92,8 @@ def load(path: str | Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise ValueError(f"{path}:{line}: not YAML: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -140,6 +142,13 @@ def save(config: msgspec.Struct, path: str | Path) -> None:
     Path(path).write_text(content, encoding="utf-8")
 
 
+def _structs_in(types: tuple[Any, ...]) -> Any:
+    """Returns the struct among the types of a list or union; else the first of them."""
+    flat = [t for outer in types for t in (outer, *get_args(outer))]
+    structs = [t for t in flat if hasattr(t, "__struct_fields__")]
+    return next(iter(structs or types), None)
+
+
 def _explained(kind: type[msgspec.Struct], message: str) -> str:
     """Returns msgspec's message with the key first, and for an unknown key the nearest one."""
     reason, _, place = message.partition(" - at ")
@@ -147,11 +156,14 @@ def _explained(kind: type[msgspec.Struct], message: str) -> str:
     inner: Any = kind
     for key in keys:
         fields = msgspec.structs.fields(inner) if hasattr(inner, "__struct_fields__") else ()
-        inner = next((field.type for field in fields if field.name == key), None)
+        name = key.partition("[")[0]
+        inner = next((field.type for field in fields if field.name == name), None)
+        for _ in range(key.count("[")):  # "fields[3]": what the list holds
+            inner = _structs_in(get_args(inner))
     if reason.startswith("Invalid enum value") and get_args(inner):
         reason += f"; expected one of {', '.join(map(str, get_args(inner)))}"
     if unknown := re.search(r"contains unknown field `(.+)`", reason):
-        kind = inner
+        kind = inner if hasattr(inner, "__struct_fields__") else _structs_in(get_args(inner))
         names = [field.name for field in msgspec.structs.fields(kind)]
         near = difflib.get_close_matches(unknown[1], names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(names)}"
