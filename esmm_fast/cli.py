@@ -166,6 +166,9 @@ def _settings_options(command: Command) -> Command:
         click.option("--group-limit", type=_COUNT, help="Neighbours kept together in shuffling."),
         click.option("--labels", type=click.Choice(["and", "drop", "raw"])),
         click.option("--table-optimizer", type=click.Choice(["lazy_adam", "adam"])),
+        click.option("--warmup-steps", type=click.IntRange(min=0)),
+        click.option("--schedule", type=click.Choice(["constant", "linear", "cosine"])),
+        click.option("--final-lr-share", type=click.FloatRange(0, 1)),
         click.option("--seed", type=click.IntRange(min=0)),
     ]
     for option in reversed(options):
@@ -178,29 +181,45 @@ def _settings_options(command: Command) -> Command:
 @click.option("--valid", type=_EXISTING, help="Dataset to evaluate after each epoch.")
 @click.option("--config", "config_file", type=_EXISTING, help="YAML; options override it.")
 @click.option("--method", help="esmm (default), base or ctr.")
-@click.option("--out", type=_PATH, required=True, help="RUN; must not exist.")
+@click.option("--out", type=_PATH, required=True, help="RUN; must not exist without --resume.")
+@click.option("--resume", is_flag=True, help="Continue RUN, to the same bits; begin it if missing.")
+@click.option("--evaluate-steps", type=_COUNT, help="Evaluate within an epoch too.")
+@click.option("--patience", type=_COUNT, help="Evaluations without improvement before stopping.")
+@click.option("--stop-metric", help="What must improve, e.g. cvr.auc. Default: the log loss.")
+@click.option("--checkpoint-minutes", type=click.FloatRange(min=0), help="Default: 10.")
+@click.option("--keep-checkpoints", type=_COUNT, help="Default: 2.")
+@click.option("--tensorboard", is_flag=True, default=None, help="Write RUN/tensorboard too.")
 @_settings_options
 def train(
     train_set: Path | None,
     valid: Path | None,
     config_file: Path | None,
-    method: str | None,
     out: Path,
-    **settings: Any,
+    resume: bool,
+    patience: int | None,
+    stop_metric: str | None,
+    **options: Any,
 ) -> None:
-    """Train one method on a dataset."""
+    """Train one method on a dataset.
+
+    A signal, an error or a kill ends a run that --resume continues.
+    """
     from . import config
 
-    given = {"train": _text(train_set), "valid": _text(valid), "method": method}
-    given |= {f"settings.{name}": value for name, value in settings.items()}
+    given: dict[str, Any] = {"train": _text(train_set), "valid": _text(valid)}
+    given |= {"early_stopping.patience": patience, "early_stopping.metric": stop_metric}
+    of_run = {field for field in config.RunConfig.__struct_fields__}
+    given |= {n if n in of_run else f"settings.{n}": value for n, value in options.items()}
     content = config.load(config_file) if config_file else {}
+    if resume and out.exists():
+        content = config.over(config.saved(out), content)
     if not (given["train"] or content.get("train")):
         raise click.UsageError("expected --train, or a --config with train in it")
     resolved = config.resolve(config.RunConfig, content, given)
 
     from . import report, runs
 
-    results = runs.train(resolved, out, progress=_progress())
+    results = runs.train(resolved, out, resume=resume, progress=_progress(), say=click.echo)
     report.write(results, out / "report.html")
     for name, network in results["networks"].items():
         click.echo(

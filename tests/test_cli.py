@@ -185,7 +185,7 @@ def test_train_then_evaluate(
     saved = config.resolve(RunConfig, config.load(run / "config.yaml"))
     assert saved.settings.lr == 0.01 and saved.settings.hidden == (16,) and saved.method == "esmm"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "step" in line] == [8, 16]
+    assert [line["step"] for line in lines if "loss" in line] == [8, 16]
     valid = [line["valid"] for line in lines if "valid" in line]
     assert len(valid) == 2
 
