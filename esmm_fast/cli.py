@@ -11,6 +11,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from . import __version__
+from .interruption import Interrupted
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -310,6 +311,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
+    except Interrupted as error:
+        click.echo(error, err=True)
+        sys.exit(128 + error.number)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(130)
