@@ -18,6 +18,7 @@ from torch import nn
 
 from . import metrics
 from .batch import Batch
+from .calibration import undo_down_sampling
 from .progress import Bar
 
 SPACES = {
@@ -53,6 +54,15 @@ class Predictions:
         if len(pctr) != len(self):
             raise ValueError(f"pctr: expected {len(self)} values, got {len(pctr)}")
         return replace(self, pctr=pctr, pctcvr=None if self.pcvr is None else pctr * self.pcvr)
+
+    def corrected(self, kept: float) -> Predictions:
+        """Returns these as of all impressions, where training kept a share of the unclicked ones.
+
+        pCTR and pCTCVR change, pCVR does not; see `calibration.undo_down_sampling`.
+        """
+        if kept == 1 or self.pctr is None:
+            return self
+        return self.with_pctr(undo_down_sampling(self.pctr, kept))
 
 
 def predict_batch(model: nn.Module, batch: Batch) -> Predictions:
@@ -203,20 +213,29 @@ def task_metrics(predictions: Predictions, truth: Truth | None = None) -> dict[s
         "clicks": int(clicked.sum()),
         "conversions": 0 if conversion is None else int((conversion * clicked).sum()),
     }
-    labels = {
-        "ctr": (predictions.pctr, predictions.labels[:, 0], None),
-        "cvr": (predictions.pcvr, conversion, clicked),
-        "ctcvr": (predictions.pctcvr, conversion, None),
-    }
-    for task, (scores, label, rows) in labels.items():
+    for task, space in SPACES.items():
+        label, scores, rows = task_columns(predictions, task)
         if scores is not None and label is not None:
             kept = slice(None) if rows is None else rows
-            result[task] = {"space": SPACES[task], **metrics.summary(label[kept], scores[kept])}
+            result[task] = {"space": space, **metrics.summary(label[kept], scores[kept])}
     if truth is not None:
         known = truth.of(predictions.sample_id)
         known.check(clicked)
         result["truth"] = _truth_metrics(predictions, known)
     return result
+
+
+def task_columns(predictions: Predictions, task: str) -> tuple[Any, Any, Any]:
+    """Returns label [n], prediction [n] and the impressions that count (bool [n]; None: all).
+
+    Label or prediction is None where there is none.
+    """
+    conversion = predictions.labels[:, 1] if predictions.labels.shape[1] > 1 else None
+    if task == "ctr":
+        return predictions.labels[:, 0], predictions.pctr, None
+    if task == "cvr":
+        return conversion, predictions.pcvr, predictions.clicked
+    return conversion, predictions.pctcvr, None
 
 
 def _truth_metrics(predictions: Predictions, truth: Truth) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ import msgspec
 import torch
 
 from . import __version__, checkpoint, config, memory
+from .calibration import Slices
 from .config import RunConfig
 from .dataset import Dataset
+from .evaluation import SPACES, Truth, task_columns, task_metrics
 from .methods import TRAINABLE, Trained, build_networks, by_name, fit_method
 from .run_log import event_writer_class
 from .run_session import Session
 from .schema import Schema
 from .staging import staged_directory
-from .train import History, Predictions, Truth, task_metrics
+from .train import History
 from .vocabulary import Vocabulary
 
 UNBOUND = ("checkpoint_minutes", "keep_checkpoints", "tensorboard")
@@ -212,17 +214,38 @@ class Run:
         return Run(path, run_config, schema, vocabulary, Trained(method, schema, networks))
 
     def evaluate(
-        self, dataset: Dataset, truth: Truth | None = None, *, progress: bool = False
+        self,
+        dataset: Dataset,
+        truth: Truth | None = None,
+        *,
+        kept: float = 1.0,
+        by: Sequence[str] = (),
+        progress: bool = False,
     ) -> dict[str, Any]:
-        """Returns the metrics of the run's own predictions; see `evaluation.task_metrics`."""
-        return task_metrics(self.predict(dataset, progress=progress), truth)
+        """Returns the metrics of the run's own predictions; see `evaluation.task_metrics`.
 
-    def predict(self, dataset: Dataset, *, progress: bool = False) -> Predictions:
-        """Returns the predictions for every impression of a dataset, in its order."""
+        Args:
+            dataset: Fields as in the run's training set.
+            truth: The true probabilities, where they are known.
+            kept: Share of the unclicked impressions that the run's training set kept; see
+                `calibration.undo_down_sampling`.
+            by: Fields; for each, `slices.<field>.<task>` holds the calibration by feature id, see
+                `calibration.Slices`.
+            progress: Shows a bar.
+        """
         check_same_fields(self.schema, dataset.schema, self.path, dataset.path)
-        return self.trained.predict(
+        slices = {field: Slices.of(dataset, field) for field in by}
+        predictions = self.trained.predict(
             dataset, self.vocabulary, self.config.settings, progress=progress
-        )
+        ).corrected(kept)
+        result = task_metrics(predictions, truth)
+        if slices:
+            tasks = {task: task_columns(predictions, task) for task in SPACES if task in result}
+            result["slices"] = {
+                field: {task: each.calibration(*columns) for task, columns in tasks.items()}
+                for field, each in slices.items()
+            }
+        return result
 
 
 def counts(dataset: Dataset) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 _PARENT = """
 import json, os, sys
-import esmm_fast.report, esmm_fast.runs, safetensors.torch  # no operator runs before a fork
+import torch._dynamo, safetensors.torch, matplotlib.pyplot  # no operator runs before a fork
+import esmm_fast.batches, esmm_fast.report, esmm_fast.runs
 from esmm_fast.cli import main
 
 for line in sys.stdin:

@@ -33,6 +33,7 @@ SCHEDULED = {"schedule": "cosine", "warmup_steps": 9}
 @pytest.fixture(scope="module")
 def forking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forking]:
     process = Forking(tmp_path_factory.mktemp("forking"))
+    process.run("--version")  # has imported all
     yield process
     process.close()
 
@@ -95,10 +96,10 @@ def test_kills_at_random_moments_change_no_bit(
     draw = random.Random(0)
     killed, steps = 0, set()
     options += ["--checkpoint-minutes", 0.0003, "--resume", "--out", tmp_path / "killed"]
-    for _ in range(60):
+    for _ in range(13):
         process = forking.start("train", *options)
         if killed < 12:
-            time.sleep(draw.uniform(0, whole))
+            time.sleep(draw.uniform(0, whole / 2))
             forking.send(process, signal.SIGKILL)
         if (status := forking.status()) == 0:
             break
@@ -106,7 +107,7 @@ def test_kills_at_random_moments_change_no_bit(
         killed += 1
         if checkpoint.exists(tmp_path / "killed" / "checkpoints"):
             steps.add(checkpoint.latest(tmp_path / "killed" / "checkpoints").step)
-    assert status == 0 and killed >= 3 and len(steps) >= 2
+    assert status == 0 and killed >= 4 and len(steps) >= 2, (status, killed, steps)
     assert_same(tmp_path / "killed", tmp_path / "whole")
     assert (tmp_path / "killed" / "report.html").exists()
 

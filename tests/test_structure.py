@@ -35,6 +35,7 @@ ORDER = [
     "tower",
     "model",
     "metrics",
+    "calibration",
     "progress",
     "evaluation",
     "config",
@@ -49,10 +50,12 @@ ORDER = [
     "run_log",
     "run_session",
     "runs",
+    "predict",
     "experiment",
     "plots",
     "report",
     "quickstart",
+    "printing",
     "cli",
 ]
 DATA_SIDE = {"logs", "synth", "dataset", "prepare_log", "batches"}
