@@ -103,6 +103,7 @@ class Training:
         batches: One pass over it is an epoch; `Dataset.batches` shuffles anew in each. To go on
             within an epoch it must have `state_dict` and `load_state_dict`, as those have.
         epochs: Passes over `batches`.
+        max_steps: Instead of `epochs`: as many passes as so many steps take.
         optimizers: All are stepped and cleared after each batch; None means
             `default_optimizers(model, lr)`.
         schedulers: Schedulers of torch, all stepped after each batch; see `schedule.schedulers`.
@@ -134,6 +135,7 @@ class Training:
         batches: Iterable[Batch],
         *,
         epochs: int = 1,
+        max_steps: int | None = None,
         optimizers: Sequence[torch.optim.Optimizer] | None = None,
         schedulers: Sequence[torch.optim.lr_scheduler.LRScheduler] = (),
         lr: float = 1e-3,
@@ -149,9 +151,12 @@ class Training:
     ) -> None:
         if epochs < 0:
             raise ValueError(f"epochs: expected at least 0, got {epochs}")
+        if max_steps is not None and max_steps < 1:
+            raise ValueError(f"max_steps: expected at least 1, got {max_steps}")
         if early_stopping is not None and valid is None:
             raise ValueError("early_stopping: expected valid with it, got none")
-        self.model, self.batches, self.epochs = model, batches, epochs
+        self.model, self.batches = model, batches
+        self.epochs, self.max_steps = epochs, max_steps
         self.optimizers = default_optimizers(model, lr) if optimizers is None else optimizers
         self.schedulers = schedulers
         self.valid, self.evaluate_steps, self.early_stopping = valid, evaluate_steps, early_stopping
@@ -161,6 +166,7 @@ class Training:
         self.history = History()
         self.epoch = 1
         self.finished = False
+        self._ended = epochs == 0 and max_steps is None
         self._epoch_over = False  # all its steps are done
         self._seen = 0  # impressions of this epoch
         self._position = _position(batches)  # of the batch after the last step
@@ -177,11 +183,11 @@ class Training:
             FloatingPointError: If a loss is nan or infinite. On the CPU the model is as before that
                 step, on a GPU up to `READ_STEPS` steps further.
         """
-        while not (self.finished or self._over()):
+        while not (self.finished or self._ended or self._stale()):
             self.model.train()
             if not self._epoch_over:
                 self._steps()
-            if not self._over():
+            if not self._stale():
                 self._end_epoch()
         if not self.finished:
             self._read()
@@ -190,10 +196,12 @@ class Training:
             self.finished = True
         return self.history
 
-    def _over(self) -> bool:
-        stopping = self.early_stopping
-        stale = stopping and self._best and self._best.since >= stopping.patience
-        return self.epoch > self.epochs or bool(stale)
+    def _stale(self) -> bool:
+        stopping, best = self.early_stopping, self._best
+        return stopping is not None and best is not None and best.since >= stopping.patience
+
+    def _enough(self) -> bool:
+        return self.max_steps is not None and self.history.steps >= self.max_steps
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that the next step depends on besides the model's own state_dict.
@@ -215,6 +223,7 @@ class Training:
         return state | {
             "epoch": self.epoch,
             "epoch_over": self._epoch_over,
+            "ended": self._ended,
             "seen": self._seen,
             "batches": self._position,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -260,7 +269,7 @@ class Training:
             state["epoch_over"],
             state["seen"],
         )
-        self._position = state["batches"]
+        self._ended, self._position = state["ended"], state["batches"]
         self._best = None if state["best"] is None else Best(**state["best"])
         torch.set_rng_state(state["random"])
         if state["random_cuda"]:
@@ -270,12 +279,12 @@ class Training:
         """Does the steps that are left of the epoch."""
         self._evaluate_within()
         title = self.description
-        if self.epochs > 1:
+        if self.epochs > 1 and self.max_steps is None:
             title += f" {self.epoch}/{self.epochs}"
         with Bar(self.batches, self.progress, title, self._seen) as bar:
             mark = time.perf_counter()
             for batch in bar.over():
-                if self._over():
+                if self._stale() or self._enough():
                     break
                 self._step(moved(batch, self._device), mark)
                 bar.advance(len(batch.labels), self._loss)
@@ -283,20 +292,19 @@ class Training:
                 if self.between is not None:
                     self.between()
                 mark = time.perf_counter()
-        if self._over():
-            if hasattr(self.batches, "close"):
-                self.batches.close()
-            return
-        self._read()
-        self._position = _position(self.batches)
-        self._epoch_over = True
+        if hasattr(self.batches, "close"):
+            self.batches.close()
+        if not self._stale():
+            self._read()
+            self._position = _position(self.batches)
+            self._epoch_over = True
 
     def _step(self, batch: Batch, began: float) -> None:
         history, size = self.history, len(batch.labels)
         loss = self.model.loss(self.model(batch), batch)  # type: ignore[operator]
         lr = float(self.optimizers[0].param_groups[0]["lr"]) if self.optimizers else math.nan
-        at_once = self._device.type == "cpu"
-        if at_once and not math.isfinite(loss.detach()):
+        now = at_once(self._device)
+        if now and not math.isfinite(loss.detach()):
             raise FloatingPointError(
                 _explained(self.model, float(loss.detach()), history.steps + 1, self.epoch, batch)
             )
@@ -317,7 +325,7 @@ class Training:
         step = Step(history.steps, self.epoch, 0.0, history.impressions, history.seconds, lr)
         self._unread.append((loss.detach(), step))
         self.whole = True
-        if at_once or len(self._unread) >= READ_STEPS:
+        if now or len(self._unread) >= READ_STEPS:
             self._read()
 
     def _read(self) -> None:
@@ -341,6 +349,7 @@ class Training:
         if self.on_epoch is not None:
             self.on_epoch(self.epoch, self.history)
         self.epoch, self._epoch_over, self._seen = self.epoch + 1, False, 0
+        self._ended = self._enough() or (self.max_steps is None and self.epoch > self.epochs)
 
     def _evaluate_within(self) -> None:
         """Evaluates within an epoch, where it is time."""
@@ -363,6 +372,11 @@ class Training:
             )
         if self.on_evaluation is not None:
             self.on_evaluation(history)
+
+
+def at_once(device: torch.device) -> bool:
+    """Returns whether a loss on the device can be read without waiting for it."""
+    return device.type == "cpu"
 
 
 def _position(batches: Any) -> dict[str, Any] | None:

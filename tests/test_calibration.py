@@ -62,7 +62,7 @@ def test_slices_against_a_loop(field: str, selected: bool) -> None:
 
 
 def test_an_unknown_field_gets_the_nearest_name() -> None:
-    with pytest.raises(ValueError, match="field 'itm': the dataset has none .*; did you mean 'it"):
+    with pytest.raises(ValueError, match=r"field 'itm': the dataset has none .*; did you mean 'it"):
         Slices.of(tiny_dataset(), "itm")
 
 
