@@ -262,6 +262,8 @@ def _explained(kind: type[msgspec.Struct], message: str) -> str:
     for key in keys:
         fields = msgspec.structs.fields(inner) if hasattr(inner, "__struct_fields__") else ()
         inner = next((field.type for field in fields if field.name == key), None)
+        structs = [t for t in get_args(inner) if hasattr(t, "__struct_fields__")]
+        inner = structs[0] if structs else inner  # of `EarlyStopping | None`
     if reason.startswith("Invalid enum value") and get_args(inner):
         reason += f"; expected one of {', '.join(map(str, get_args(inner)))}"
     if unknown := re.search(r"contains unknown field `(.+)`", reason):
