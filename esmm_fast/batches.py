@@ -68,7 +68,8 @@ class Batches:
 
     A batch has U common rows in the order in which its impressions first name them, `sample_id`,
     and a plan that is ready. `plan.weights` is None where no field is weighted. Without common rows
-    in the dataset every impression is a group of its own.
+    in the dataset every impression is a group of its own. The weights of a weighted view
+    (`Dataset.weighted`) come along as `impression_weights`.
     """
 
     def __init__(
@@ -107,12 +108,17 @@ class Batches:
         self.prefetch = 2 * max(1, self.threads) if prefetch is None else prefetch
         self._source = batch_source(dataset, self.schema, vocabulary, labels == "raw")
         self._selection = _selected(dataset)
+        self._weights: np.ndarray | None = getattr(dataset, "impression_weights", None)
         if labels == "drop":
             contradicts = contradicting_labels(dataset, self.schema.labels)
             if self._selection is None:
-                self._selection = np.flatnonzero(~contradicts)
+                kept = np.flatnonzero(~contradicts)
+                self._selection = kept
             else:
-                self._selection = self._selection[~contradicts[self._selection]]
+                kept = np.flatnonzero(~contradicts[self._selection])
+                self._selection = self._selection[kept]
+            if self._weights is not None:
+                self._weights = self._weights[kept]
         self.impressions = (
             dataset.impressions.num_rows if self._selection is None else len(self._selection)
         )
@@ -213,9 +219,10 @@ class _Epoch:
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
         self._ended: str | None = None
+        self._order = batches._order()
         self._loader = _native.Loader(
             batches._source,
-            order=batches._order(),
+            order=self._order,
             selection=batches._selection,
             impressions=batches.impressions,
             batch_size=batches.batch_size,
@@ -246,6 +253,11 @@ class _Epoch:
                 self._end("done")
                 batches._epoch, batches._batch, batches._begun = batches._epoch + 1, 0, False
             raise StopIteration
+        if batches._weights is not None:
+            begin = batches._batch * batches.batch_size
+            here = slice(begin, begin + batches.batch_size)
+            which = here if self._order is None else self._order[here]
+            arrays["impression_weights"] = np.array(batches._weights[which])
         batches._batch += 1
         batches._begun = True
         return _batch(arrays)

@@ -14,8 +14,9 @@ import msgspec
 from . import report
 from .config import Settings
 from .dataset import Dataset
-from .experiment import cell, compare, write
+from .experiment import compare
 from .prepare_log import prepare
+from .results import cell, write
 from .synth import synth
 from .train import Truth
 

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from . import plots
-from .experiment import cell, to_json
 from .metrics import auc_standard_error
+from .results import cell, to_json
 
 PUBLISHED = {"ctr": 1_644_256 / 42_300_135, "cvr": 8_802 / 1_644_256}
 """Rates of the public training set: clicks / impressions, conversions / clicks."""

@@ -5,9 +5,13 @@ RUN = config.yaml (resolved) · vocabulary.arrow · checkpoints/ · metrics.json
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
+import re
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +20,10 @@ import msgspec
 import torch
 
 from . import __version__, checkpoint, config
+from .catalogue import TRAINABLE, by_name
 from .config import RunConfig
 from .dataset import Dataset
-from .methods import TRAINABLE, Trained, build_networks, by_name, fit_method
+from .methods import Trained, build_networks, fit_method
 from .schema import Schema
 from .train import History, Step, Truth, task_metrics
 from .vocabulary import Vocabulary
@@ -144,6 +149,39 @@ def counts(dataset: Dataset) -> dict[str, Any]:
         "conversions": int(labels[:, 1].sum()),
         "common_rows": len(dataset.common_rows),
     }
+
+
+def dataset_identity(dataset: Dataset) -> dict[str, Any]:
+    """Returns what tells a dataset or view from others: its files' checksums, and a view's rows."""
+    files = dataset.manifest["files"]
+    identity = {name: files[name]["xxh64"] for name in sorted(files)}
+    for name in ("selection", "impression_weights"):
+        array = getattr(dataset, name)
+        if array is not None:
+            identity[name] = f"{len(array)} {zlib.crc32(array.tobytes()):08x}"
+    return identity
+
+
+class PeakMemory:
+    """What `peak_memory` measured."""
+
+    peak: int | None = None
+    """Bytes resident at most; None where the system does not say."""
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[PeakMemory]:
+    """Measures the greatest resident memory of the process inside a `with`, on Linux."""
+    measured = PeakMemory()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    except OSError:
+        yield measured
+        return
+    yield measured
+    status = Path("/proc/self/status").read_text()
+    if found := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
+        measured.peak = int(found[1]) * 1024
 
 
 def network_facts(trained: Trained) -> dict[str, Any]:

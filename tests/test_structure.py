@@ -34,12 +34,20 @@ ORDER = [
     "optim",
     "tower",
     "model",
+    "networks",
+    "counterfactual",
     "metrics",
+    "intervals",
     "config",
     "train",
     "checkpoint",
+    "samplers",
     "methods",
+    "catalogue",
     "runs",
+    "records",
+    "results",
+    "runner",
     "experiment",
     "plots",
     "report",
@@ -47,7 +55,16 @@ ORDER = [
     "cli",
 ]
 DATA_SIDE = {"logs", "synth", "dataset", "prepare_log", "batches"}
-MODEL_SIDE = {"reference", "ops", "embedding", "optim", "tower", "model"}
+MODEL_SIDE = {
+    "reference",
+    "ops",
+    "embedding",
+    "optim",
+    "tower",
+    "model",
+    "networks",
+    "counterfactual",
+}
 
 
 def imports_of(path: Path) -> set[str]:
