@@ -10,13 +10,19 @@ import msgspec
 import numpy as np
 import pytest
 
-from esmm_fast import experiment, plots, report
+from esmm_fast import experiment, plots, report, runner
+from esmm_fast import results as tables
+from esmm_fast.catalogue import METHODS
 from esmm_fast.config import Settings
-from esmm_fast.methods import METHODS
 from esmm_fast.train import Predictions, Truth, task_metrics
 
 
-def results_of(repeats: int = 1, truth: bool = True, clicks: bool = True) -> dict[str, Any]:
+def results_of(
+    repeats: int = 1,
+    truth: bool = True,
+    clicks: bool = True,
+    names: tuple[str, ...] = ("base", "esmm"),
+) -> dict[str, Any]:
     """Results of a comparison, of invented predictions."""
     random = np.random.default_rng(0)
     n = 2_000
@@ -33,17 +39,21 @@ def results_of(repeats: int = 1, truth: bool = True, clicks: bool = True) -> dic
         return {**facts, "impressions_per_second": n / 1.5}
 
     ctr = {
+        "repeat": 0,
+        "seed": 0,
         "networks": {"ctr": network(8)},
         "metrics": task_metrics(Predictions(labels, pctr=true.pctr)),
     }
     methods = {}
-    for name, method in METHODS.items():
+    for name in names:
+        method = METHODS[name]
         runs = []
         for repeat in range(repeats):
             noise = random.normal(0, 0.02 * (1 + repeat), n)
             pcvr = np.clip(true.pcvr + noise, 0.01, 1).astype(np.float32)
             found = Predictions(labels, true.sample_id, true.pctr, pcvr, true.pctr * pcvr)
-            run = {"networks": {name: network(8)}, "metrics": task_metrics(found, known)}
+            run = {"repeat": repeat, "seed": repeat, "networks": {name: network(8)}}
+            run["metrics"] = task_metrics(found, known)
             if name == "esmm":
                 run["own_pctr"] = {k: v for k, v in run["metrics"].items() if k in ("ctr", "ctcvr")}
             runs.append(run)
@@ -53,8 +63,8 @@ def results_of(repeats: int = 1, truth: bool = True, clicks: bool = True) -> dic
             "source": method.source,
             "target": method.target,
             "runs": runs,
-            "summary": experiment.summarize(runs),
-            "curves": experiment.curves_of(found, known),
+            "summary": tables.summarize(runs),
+            "curves": runner.curves_of(found, known),
         }
     counts = {"path": "data", "impressions": n, "common_rows": 9, "conversions": 50}
     counts["clicks"] = int(click.sum())
@@ -68,7 +78,7 @@ def results_of(repeats: int = 1, truth: bool = True, clicks: bool = True) -> dic
         "data": {"train": counts, "test": counts},
         "truth_known": truth,
         "synthetic": {"ctr": 0.1, "cvr": 0.1} if truth else None,
-        "ctr_network": {"runs": [ctr], "summary": experiment.summarize([ctr])},
+        "ctr_network": {"runs": [ctr], "summary": tables.summarize([ctr])},
         "methods": methods,
     }
 
@@ -178,7 +188,7 @@ def test_a_run_has_a_page_of_its_own() -> None:
 
 def test_results_come_back_from_their_file(tmp_path: Path) -> None:
     results = results_of()
-    experiment.write(results, tmp_path)
+    tables.write(results, tmp_path)
     page = report.render(report.load(tmp_path / "results.json"))
     assert page == report.render(results)
 
