@@ -60,7 +60,7 @@ def summarize(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """
     values: dict[str, list[float]] = {}
     for run in runs:
-        for group in ("metrics", "own_pctr", "valid"):
+        for group in ("metrics", "own_pctr", "valid", "pcvr_above_1"):
             for place, value in leaves(run.get(group) or {}, group):
                 values.setdefault(place, []).append(value)
     return {place: _mean_and_std(found) for place, found in values.items()}
@@ -83,7 +83,11 @@ def differences(
             for run in runs
             if run["repeat"] in base
         ]
-        known = [(a - b, run) for a, b, run in pairs if a is not None and b is not None]
+        known = [
+            (a - b, run)
+            for a, b, run in pairs
+            if a is not None and b is not None and math.isfinite(a - b)
+        ]
         if not known:
             continue
         errors = [value_at(run, f"intervals.{task}.minus_base_error") for _, run in known]

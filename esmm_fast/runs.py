@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 
 from . import __version__, checkpoint, config
@@ -24,6 +25,7 @@ from .catalogue import TRAINABLE, by_name
 from .config import RunConfig
 from .dataset import Dataset
 from .methods import Trained, build_networks, fit_method
+from .samplers import common_rows_of
 from .schema import Schema
 from .train import History, Step, Truth, task_metrics
 from .vocabulary import Vocabulary
@@ -140,7 +142,10 @@ class Run:
 
 
 def counts(dataset: Dataset) -> dict[str, Any]:
-    """Returns impressions, clicks, conversions (click and conversion) and the path of a dataset."""
+    """Returns path, impressions, clicks, conversions (with click) and common rows of a dataset.
+
+    Of a view all but `common_rows`, which is the directory's; `common_rows_used` is the view's.
+    """
     labels = dataset.labels("and")
     return {
         "path": str(dataset.path),
@@ -148,6 +153,7 @@ def counts(dataset: Dataset) -> dict[str, Any]:
         "clicks": int(labels[:, 0].sum()),
         "conversions": int(labels[:, 1].sum()),
         "common_rows": len(dataset.common_rows),
+        "common_rows_used": len(np.unique(common_rows_of(dataset))),
     }
 
 

@@ -132,7 +132,7 @@ def test_student_quantiles_of_tables() -> None:
     for bad in (0, 1):
         with pytest.raises(ValueError, match="probability: expected"):
             student_quantile(bad, 5)
-    with pytest.raises(ValueError, match="freedom: expected at least 1, got 0.5"):
+    with pytest.raises(ValueError, match=r"freedom: expected at least 1, got 0\.5"):
         student_quantile(0.9, 0.5)
 
 

@@ -1,4 +1,4 @@
-"""samplers: each view against NumPy over plain lists, and how views and weights reach the batches."""
+"""samplers: each view against NumPy, and how views and weights reach the batches."""
 
 from __future__ import annotations
 
@@ -126,9 +126,7 @@ def test_weights_follow_their_impressions_into_batches(log: Dataset) -> None:
         assert [i for i, _ in found] == [expected[:4], expected[4:]]
         assert all(i == w for i, w in found)
     # "drop" leaves impression 3 out, and its weight.
-    dropped = log.weighted(weights).batches(
-        20, vocabulary=vocabulary, shuffle=False, labels="drop"
-    )
+    dropped = log.weighted(weights).batches(20, vocabulary=vocabulary, shuffle=False, labels="drop")
     (batch,) = dropped
     assert batch.sample_id.tolist() == [1, 2, 4, 5, 6, 7, 8, 9, 10]
     assert batch.impression_weights.tolist() == batch.sample_id.tolist()

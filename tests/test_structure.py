@@ -50,6 +50,7 @@ ORDER = [
     "runner",
     "experiment",
     "plots",
+    "report_tables",
     "report",
     "quickstart",
     "cli",
