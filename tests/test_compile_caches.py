@@ -24,14 +24,14 @@ def _hits_and_misses() -> tuple[int, int]:
     return found["autograd_cache_hit"], found["autograd_cache_miss"]
 
 
-def test_a_changed_operator_is_traced_anew(monkeypatch) -> None:
+def test_a_changed_operator_is_traced_anew() -> None:
     config = torch.compiler.config
     counters.clear()
     with fresh_cache():
         assert _hits_and_misses() == (0, 1)
         assert _hits_and_misses() == (1, 1)
-        monkeypatch.setattr(config, "cache_key_tag", config.cache_key_tag.replace("-", "-other"))
-        assert _hits_and_misses() == (1, 2)
+        with config.patch(cache_key_tag=config.cache_key_tag.replace("-", "-other")):
+            assert _hits_and_misses() == (1, 2)
 
 
 def test_the_key_holds_schemas_and_sources(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_the_key_holds_schemas_and_sources(tmp_path: Path) -> None:
     assert "esmm_fast-" in torch.compiler.config.cache_key_tag
 
 
-def test_a_tag_of_the_user_stays(monkeypatch) -> None:
-    monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "mine")
-    _library.key_compile_caches("0123")
-    assert torch.compiler.config.cache_key_tag == "mine esmm_fast-0123"
+def test_a_tag_of_the_user_stays() -> None:
+    with torch.compiler.config.patch(cache_key_tag="mine"):
+        _library.key_compile_caches("0123")
+        assert torch.compiler.config.cache_key_tag == "mine esmm_fast-0123"
