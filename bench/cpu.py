@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import embedding_update
@@ -144,6 +144,11 @@ def lines(rows: list[dict[str, Any]]) -> Iterator[str]:
             )
 
 
+def _order(key: tuple[Any, ...]) -> tuple[Any, ...]:
+    measure, groups, batch, threads = key
+    return MEASURES.index(measure), (*GROUPS, groups).index(groups), batch, threads
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
     parser.add_argument("--measure", nargs="+", choices=MEASURES, default=[])
@@ -157,10 +162,9 @@ def main() -> None:
     by_key: dict[tuple[Any, ...], dict[str, Any]] = {tuple(row["key"]): row for row in stored}
     for row in measured(options):
         by_key[tuple(row["key"])] = row
-        order: Callable[[tuple[Any, ...]], Any] = lambda k: (MEASURES.index(k[0]), *k[1:])  # noqa: E731
-        rows = [by_key[key] for key in sorted(by_key, key=order)]
+        rows = [by_key[key] for key in sorted(by_key, key=_order)]
         RESULT.write_text(json.dumps(rows, indent=1) + "\n")
-    rows = list(by_key.values())
+    rows = [by_key[key] for key in sorted(by_key, key=_order)]
     places = {(r["facts"]["processor"], r["facts"]["torch"], r["facts"]["commit"]) for r in rows}
     for processor, torch_version, commit in sorted(places, key=str):
         print(f"{processor}, torch {torch_version}, commit {commit}")

@@ -6,12 +6,12 @@ from functools import cache
 from itertools import cycle
 from typing import Any
 
+import embedding_peers as peers
 import harness
-import peers
 import pytest
 import synth_log
 import torch
-from peers import Step
+from embedding_peers import Step
 from synth_log import DIM, Inputs
 
 from esmm_fast import Batch, EmbeddingTables, ops

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .dataset import Dataset as Dataset
     from .embedding import EmbeddingTables as EmbeddingTables
     from .embedding_bag import EmbeddingBag as EmbeddingBag
+    from .log_format import LogFormat as LogFormat
     from .logs import read_log as read_log
     from .model import ESMM as ESMM
     from .model import EntireSpaceChain as EntireSpaceChain
@@ -39,6 +40,7 @@ _HOME = {
     "EmbeddingTables": "embedding",
     "EntireSpaceChain": "model",
     "Field": "schema",
+    "LogFormat": "log_format",
     "Plan": "plan",
     "Schema": "schema",
     "SplitLinear": "model",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from .ops.pooled_embedding import embedding_bag
 
 _LARGEST_DIM = 256
+_FEW = 16_384  # occurrences: below it an operator's call costs more than its work saves
 _INTEGERS = (torch.int32, torch.int64)
 
 
@@ -17,7 +18,8 @@ class EmbeddingBag(nn.EmbeddingBag):
     Sums and means of float32 and float64 rows on the CPU run here, in parallel forward and backward
     and with the same bits for any number of threads. What this package has no kernel for (`mode`
     "max", `max_norm`, `scale_grad_by_freq`, `padding_idx`, other dtypes and devices, D above 256)
-    runs in torch as before.
+    runs in torch as before, and so do calls of less than 16,384 occurrences without a dense
+    gradient.
 
     Unlike torch's, weighted means are allowed: sum of weights[n] * row[n] over the number of
     occurrences. A row outside the table raises IndexError with its place.
@@ -63,6 +65,9 @@ class EmbeddingBag(nn.EmbeddingBag):
             or self.padding_idx is not None
             or self.embedding_dim > _LARGEST_DIM
         ):
+            return False
+        dense = self.weight.requires_grad and torch.is_grad_enabled() and not self.sparse
+        if input.numel() < _FEW and not dense:
             return False
         tensors = [t for t in (self.weight, input, offsets, weights) if t is not None]
         return (

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +17,9 @@ from .batch import Batch
 from .config import Settings
 from .dataset import Dataset
 from .model import ESMM, ChainOutput, EntireSpaceChain
+from .schedule import default_optimizers, schedulers
 from .schema import Schema
-from .train import History, Predictions, Step, default_optimizers, fit, predict
+from .train import History, Predictions, Training, predict
 from .vocabulary import Vocabulary
 
 
@@ -243,8 +243,7 @@ def fit_method(
     *,
     seed: int | None = None,
     valid: Dataset | None = None,
-    on_step: Callable[[str, Step], None] | None = None,
-    on_epoch: Callable[[str, int, History], None] | None = None,
+    prepare: Callable[[str, Training], None] | None = None,
     progress: bool = False,
 ) -> Trained:
     """Returns a method trained on a dataset, network by network.
@@ -256,8 +255,8 @@ def fit_method(
         settings: Of every network.
         seed: Of the initialization, the views and the order; None means `settings.seed`.
         valid: Evaluated after each epoch of each network.
-        on_step: Called with the network's name and the step.
-        on_epoch: Called with the network's name, the epoch from 1, and its history.
+        prepare: Called with the name and the training of each network before it runs; it can set
+            callbacks and load a state into it.
         progress: Shows bars.
 
     Raises:
@@ -275,25 +274,35 @@ def fit_method(
                 f"{method.name}: network {name!r} is trained on a part of {train.path} "
                 f"that holds none of its {len(train)} impressions"
             )
-        trained.histories[name] = fit(
+        batches = view.batches(
+            settings.batch_size,
+            vocabulary=vocabulary,
+            group_limit=settings.group_limit,
+            seed=seed,
+            labels=settings.labels,
+        )
+        optimizers = default_optimizers(
+            model, settings.lr, settings.betas, settings.eps, settings.table_optimizer
+        )
+        training = Training(
             model,
-            view.batches(
-                settings.batch_size,
-                vocabulary=vocabulary,
-                group_limit=settings.group_limit,
-                seed=seed,
-                labels=settings.labels,
-            ),
+            batches,
             epochs=settings.epochs,
-            optimizers=default_optimizers(
-                model, settings.lr, settings.betas, settings.eps, settings.table_optimizer
+            optimizers=optimizers,
+            schedulers=schedulers(
+                optimizers,
+                settings.schedule,
+                warmup=settings.warmup_steps,
+                total=settings.epochs * len(batches),
+                final=settings.final_lr_share,
             ),
             valid=checked,
-            on_step=None if on_step is None else partial(on_step, name),
-            on_epoch=None if on_epoch is None else partial(on_epoch, name),
             progress=progress,
             description=f"{method.title}: {name}" if len(method.networks) > 1 else method.title,
         )
+        if prepare is not None:
+            prepare(name, training)
+        trained.histories[name] = training.run()
         trained.networks[name] = model
     return trained
 

@@ -23,6 +23,11 @@ def pair(rows: int = 40, dim: int = 18, **options: Any) -> tuple[EmbeddingBag, n
     return ours, plain
 
 
+@pytest.fixture(autouse=True)
+def calls_of_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esmm_fast.embedding_bag._FEW", 0)
+
+
 def bags(lengths: list[int], rows: int = 40, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     count = sum(lengths)

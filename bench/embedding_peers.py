@@ -203,7 +203,10 @@ class Fbgemm:
 
 
 def fbgemm_reason() -> str | None:
-    """Returns why FBGEMM cannot take part, None where it can."""
+    """Returns why FBGEMM cannot take part, None where it can.
+
+    fbgemm-gpu-cpu 1.8.0 loads beside torch 2.13 (``pip install --no-deps``); 1.9.0 does not.
+    """
     try:
         import fbgemm_gpu  # noqa: F401
     except (ImportError, OSError) as error:
