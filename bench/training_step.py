@@ -12,7 +12,7 @@ import torch
 from model import HIDDEN, IN_COMMON, IN_IMPRESSION, plain_tower
 
 from esmm_fast import ESMM, Batch, ops
-from esmm_fast.train import default_optimizers
+from esmm_fast.schedule import default_optimizers
 
 TOWERS = "two plain towers, forward + backward"
 ALL = "esmm_fast, whole step"

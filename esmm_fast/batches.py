@@ -67,8 +67,9 @@ class Batches:
 
     A batch has U common rows in the order in which its impressions first name them, `sample_id`,
     and a plan that is ready. `plan.weights` is None where no field is weighted. Of the schema it
-    has `dense`, `impression_weights`, and in `extra` every extra column that holds numbers (times
-    as integers). Without common rows in the dataset every impression is a group of its own.
+    has `dense`, `impression_weights` (of a weighted view, see `Dataset.weighted`, the view's), and
+    in `extra` every extra column that holds numbers (times as integers). Without common rows in
+    the dataset every impression is a group of its own.
     """
 
     def __init__(
@@ -104,12 +105,17 @@ class Batches:
             dataset, self.schema, vocabulary, labels == "raw", self._carried
         )
         self._selection = _selected(dataset)
+        self._weights: np.ndarray | None = getattr(dataset, "impression_weights", None)
         if labels == "drop":
             contradicts = contradicting_labels(dataset, self.schema.labels)
             if self._selection is None:
-                self._selection = np.flatnonzero(~contradicts)
+                kept = np.flatnonzero(~contradicts)
+                self._selection = kept
             else:
-                self._selection = self._selection[~contradicts[self._selection]]
+                kept = np.flatnonzero(~contradicts[self._selection])
+                self._selection = self._selection[kept]
+            if self._weights is not None:
+                self._weights = self._weights[kept]
         self.impressions = (
             dataset.impressions.num_rows if self._selection is None else len(self._selection)
         )
@@ -210,9 +216,10 @@ class _Epoch:
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
         self._ended: str | None = None
+        self._order = batches._order()
         self._loader = _native.Loader(
             batches._source,
-            order=batches._order(),
+            order=self._order,
             selection=batches._selection,
             impressions=batches.impressions,
             batch_size=batches.batch_size,
@@ -242,6 +249,11 @@ class _Epoch:
                 self._end("done")
                 batches._epoch, batches._batch, batches._begun = batches._epoch + 1, 0, False
             raise StopIteration
+        if batches._weights is not None:
+            begin = batches._batch * batches.batch_size
+            here = slice(begin, begin + batches.batch_size)
+            which = here if self._order is None else self._order[here]
+            arrays["impression_weights"] = np.array(batches._weights[which])
         batches._batch += 1
         batches._begun = True
         return _batch(arrays, batches.schema, batches._carried)

@@ -192,7 +192,7 @@ def _settings_options(command: Command) -> Command:
 @click.option("--train", "train_set", type=_EXISTING, help="Dataset to train on.")
 @click.option("--valid", type=_EXISTING, help="Dataset to evaluate after each epoch.")
 @click.option("--config", "config_file", type=_EXISTING, help="YAML; options override it.")
-@click.option("--method", help="esmm (default), base or ctr.")
+@click.option("--method", help="esmm (default), ctr, base, aman-10, ...; see `compare`.")
 @click.option("--out", type=_PATH, required=True, help="RUN; must not exist without --resume.")
 @click.option("--resume", is_flag=True, help="Continue RUN, to the same bits; begin it if missing.")
 @click.option("--evaluate-steps", type=_COUNT, help="Evaluate within an epoch too.")
@@ -306,46 +306,81 @@ def predict(run: Path, dataset: Path, out: Path, unclicked_kept: float) -> None:
     click.echo(f"{count:,} impressions -> {out}")
 
 
+def _shares(context: click.Context, option: click.Parameter, value: str | None) -> Any:
+    if value is None:
+        return None
+    try:
+        shares = [float(share) for share in value.split(",")]
+    except ValueError:
+        shares = []
+    if not shares or not all(0 < share <= 100 for share in shares):
+        raise click.BadParameter(f"expected percents like 1,20,40,100, got {value!r}")
+    return shares
+
+
 @cli.command()
 @click.option("--train", "train_set", type=_EXISTING, required=True, help="Dataset.")
 @click.option("--test", "test_set", type=_EXISTING, required=True, help="Dataset.")
-@click.option("--methods", default="base,esmm", show_default=True, help="Names, or: all.")
+@click.option(
+    "--methods", default="base,esmm", show_default=True, help="Names; all: the paper's seven."
+)
 @click.option("--repeats", type=_COUNT, default=10, show_default=True)
 @click.option("--truth", type=_EXISTING, help="Truth of the test set, where it is synthetic.")
-@click.option("--out", type=_PATH, required=True, help="Must not exist.")
+@click.option("--holdout", type=click.FloatRange(0, 0.5), default=0.0, help="Share, end of train.")
+@click.option("--select", type=click.Choice(["test", "valid"]), default="test", show_default=True)
+@click.option("--train-shares", callback=_shares, help="Percents of groups, e.g. 1,20,40,100.")
+@click.option("--out", type=_PATH, required=True, help="New, or a comparison to go on with.")
 @_settings_options
 def compare(
     train_set: Path,
     test_set: Path,
     methods: str,
-    repeats: int,
     truth: Path | None,
+    holdout: float,
+    select: str,
+    train_shares: list[float] | None,
+    repeats: int,
     out: Path,
     **settings: Any,
 ) -> None:
-    """Compare methods by the protocol of the paper."""
-    if out.exists():
-        raise FileExistsError(f"{out}: expected nothing there yet, but it exists")
-    from . import config, experiment, report
+    """Compare methods by the protocol of the paper.
+
+    Writes each finished run into OUT at once: the same command goes on where it was stopped. The
+    best setting of a grid (aman, oversampling) is looked for on the test set, as in the paper, or
+    with --select valid on a held-out end of the training set.
+    """
+    from . import config, experiment, report, results
     from .dataset import Dataset
-    from .methods import METHODS
     from .train import Truth
 
-    results = experiment.compare(
-        Dataset(train_set),
-        Dataset(test_set),
-        list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")],
-        repeats=repeats,
-        settings=config.resolve(config.Settings, {}, settings),
-        truth=None if truth is None else Truth.load(truth),
-        progress=_progress(),
-        say=click.echo,
-    )
-    results["synthetic"] = experiment.synthetic_parameters(truth)
-    out.mkdir(parents=True)
-    experiment.write(results, out)
-    click.echo(f"\n{experiment.markdown(results)}")
-    click.echo(report.write(results, out / "report.html"))
+    names = [name.strip() for name in methods.split(",")]
+    options: dict[str, Any] = {
+        "repeats": repeats,
+        "settings": config.resolve(config.Settings, {}, settings),
+        "truth": None if truth is None else Truth.load(truth),
+        "out": out,
+        "holdout": holdout,
+        "select": select,
+        "progress": _progress(),
+        "say": click.echo,
+    }
+    sets = Dataset(train_set), Dataset(test_set)
+    if train_shares is None:
+        found = experiment.compare(*sets, names, **options)
+    else:
+        found = experiment.compare_shares(*sets, names, train_shares, **options)
+    found["synthetic"] = experiment.synthetic_parameters(truth)
+    found["command"] = _command_line()
+    results.write(found, out)
+    click.echo(f"\n{results.markdown(found)}")
+    click.echo(report.write(found, out / "report.html"))
+
+
+def _command_line() -> str:
+    """Returns the command as it was typed."""
+    import shlex
+
+    return " ".join(["esmm-fast", *map(shlex.quote, sys.argv[1:])])
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -5,25 +5,31 @@ RUN = config.yaml (resolved) · vocabulary.arrow · checkpoints/ · metrics.json
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
-from collections.abc import Callable, Sequence
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 
 from . import __version__, checkpoint, config, memory
 from .calibration import Slices
+from .catalogue import TRAINABLE, by_name
 from .config import RunConfig
 from .dataset import Dataset
 from .evaluation import SPACES, Truth, task_columns, task_metrics
-from .methods import TRAINABLE, Trained, build_networks, by_name, fit_method
+from .methods import Trained, build_networks, fit_method
 from .run_log import event_writer_class
 from .run_session import Session
+from .samplers import common_rows_of
 from .schema import Schema
 from .staging import staged_directory
 from .train import History
@@ -249,7 +255,10 @@ class Run:
 
 
 def counts(dataset: Dataset) -> dict[str, Any]:
-    """Returns impressions, clicks, conversions (click and conversion) and the path of a dataset."""
+    """Returns path, impressions, clicks, conversions (with click) and common rows of a dataset.
+
+    Of a view all but `common_rows`, which is the directory's; `common_rows_used` is the view's.
+    """
     labels = dataset.labels("and")
     return {
         "path": str(dataset.path),
@@ -257,7 +266,41 @@ def counts(dataset: Dataset) -> dict[str, Any]:
         "clicks": int(labels[:, 0].sum()),
         "conversions": int(labels[:, 1].sum()),
         "common_rows": len(dataset.common_rows),
+        "common_rows_used": len(np.unique(common_rows_of(dataset))),
     }
+
+
+def dataset_identity(dataset: Dataset) -> dict[str, Any]:
+    """Returns what tells a dataset or view from others: its files' checksums, and a view's rows."""
+    files = dataset.manifest["files"]
+    identity = {name: files[name]["xxh64"] for name in sorted(files)}
+    for name in ("selection", "impression_weights"):
+        array = getattr(dataset, name)
+        if array is not None:
+            identity[name] = f"{len(array)} {zlib.crc32(array.tobytes()):08x}"
+    return identity
+
+
+class PeakMemory:
+    """What `peak_memory` measured."""
+
+    peak: int | None = None
+    """Bytes resident at most; None where the system does not say."""
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[PeakMemory]:
+    """Measures the greatest resident memory of the process inside a `with`, on Linux."""
+    measured = PeakMemory()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    except OSError:
+        yield measured
+        return
+    yield measured
+    status = Path("/proc/self/status").read_text()
+    if found := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
+        measured.peak = int(found[1]) * 1024
 
 
 def network_facts(trained: Trained) -> dict[str, Any]:
