@@ -15,10 +15,10 @@ import torch
 from forked import Forking
 from safetensors.torch import load_file
 
-from esmm_fast import checkpoint, methods, runs
+from esmm_fast import catalogue, checkpoint, methods, runs
+from esmm_fast.catalogue import METHODS
 from esmm_fast.config import RunConfig, resolve
 from esmm_fast.interruption import Interrupted
-from esmm_fast.catalogue import METHODS
 from esmm_fast.methods import Method
 from esmm_fast.run_session import Session
 
@@ -180,7 +180,7 @@ def test_stopping_wherever_the_state_is_whole_changes_no_bit(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(methods.TRAINABLE, "two", two_networks())
+    monkeypatch.setitem(catalogue.TRAINABLE, "two", two_networks())
     content = {"train": str(synthetic_log.train_path), "valid": str(synthetic_log.test_path)}
     config = resolve(RunConfig, content | change)
     stop = Stop(monkeypatch)
