@@ -18,10 +18,10 @@ import esmm_fast._native as _native
 from .manifest import (
     DATA_FILES,
     DatasetError,
-    published_comparison,
     read_manifest,
     schema_from_dict,
 )
+from .published import published_comparison
 from .record_batches import IMPRESSION_COLUMNS
 from .schema import Field, Schema, Side
 from .staging import staged_directory

@@ -24,6 +24,7 @@ ORDER = [
     "columns",
     "batches",
     "manifest",
+    "published",
     "config",
     "log_format",
     "staging",
