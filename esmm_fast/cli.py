@@ -12,7 +12,14 @@ import click
 
 from . import __version__
 from .interruption import Interrupted
-from .printing import echo_json, echo_mapping, echo_metrics, echo_slices
+from .printing import (
+    echo_json,
+    echo_mapping,
+    echo_metrics,
+    echo_published,
+    echo_rejected,
+    echo_slices,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -30,7 +37,7 @@ _SHOWN = 8  # occurrences of a bag that `head` prints
 def cli() -> None:
     """Entire-space CTR/CVR models, from the raw log to the report.
 
-    LOGDIR: the four files of a raw log. DATASET: what `prepare` makes of one half of it. RUN: what
+    LOG: the files of a raw log. DATASET: what `prepare` makes of one half of it. RUN: what
     `train` makes. --debug can stand anywhere.
     """
 
@@ -77,7 +84,8 @@ def synth(out: Path, **options: Any) -> None:
 @cli.command()
 @click.argument("log", type=_EXISTING, nargs=-1)
 @click.option("--skeleton", type=_FILE, multiple=True, help="Instead of LOG; repeatable; -: stdin.")
-@click.option("--common", type=_FILE, multiple=True, help="The common rows of --skeleton.")
+@click.option("--common", type=_FILE, multiple=True, help="Common rows of --skeleton or --table.")
+@click.option("--table", type=_EXISTING, multiple=True, help="Parquet, Arrow; needs --schema.")
 @click.option("--out", type=_PATH, help="LOG: OUT/train and OUT/test; --skeleton: the dataset.")
 @click.option("--schema", type=_EXISTING, help="YAML: the fields and the spelling of your own log.")
 @click.option("--threads", type=_COUNT)
@@ -87,6 +95,7 @@ def synth(out: Path, **options: Any) -> None:
 def prepare(
     log: tuple[Path, ...],
     skeleton: tuple[Path, ...],
+    table: tuple[Path, ...],
     out: Path | None,
     check: bool,
     **options: Any,
@@ -94,21 +103,32 @@ def prepare(
     """Turn a raw log into datasets.
 
     LOG: a directory with the files of the log or with its archives, or the archives themselves
-    (sample_train.tar.gz sample_test.tar.gz), read as they are.
+    (sample_train.tar.gz sample_test.tar.gz), read as they are. The exit status of --check is 1 if
+    a line is bad.
     """
-    if bool(log) == bool(skeleton):
-        raise click.UsageError("expected LOG or --skeleton, one of them")
+    if sum(map(bool, (log, skeleton, table))) != 1:
+        raise click.UsageError("expected LOG, --skeleton or --table, one of them")
     if out is None and not check:
         raise click.UsageError("expected --out (only --check writes nothing)")
+    if table and not options["schema"]:
+        raise click.UsageError("expected --schema with --table: it says what the columns mean")
+    if options["rejects"] and (options["on_error"] != "skip" or check):
+        raise click.UsageError("expected --on-error skip with --rejects, and no --check")
     from .prepare_log import prepare as run
 
-    result = run(
-        log or None, out=out, skeleton=skeleton, check=check, **_given(options), progress=True
-    )
-    if check and isinstance(result, dict):
-        echo_mapping(result)
-    elif out is not None:
-        click.echo(out)
+    options = _given(options | {"skeleton": skeleton, "table": table})
+    result = run(log or None, out=out, check=check, **options, progress=True)
+    halves = result if isinstance(result, dict) else {"": result}
+    if check:
+        facts: Any = result
+        echo_mapping(facts)
+        reports = [facts] if "impressions" in facts else facts.values()
+        if bad := sum(e["count"] for report in reports for e in report["errors"].values()):
+            raise ValueError(f"{bad:,} bad lines, listed above under errors")
+        return
+    for half, dataset in halves.items():
+        echo_rejected(half, dataset.manifest["rejected"])
+    click.echo(out)
 
 
 @cli.command()
@@ -122,8 +142,11 @@ def info(dataset: Path, as_json: bool, verify: bool) -> None:
     facts = Dataset(dataset).info(verify=verify)
     if as_json:
         echo_json(facts)
-    else:
-        echo_mapping(facts)
+        return
+    published = facts.pop("published", None)
+    echo_mapping(facts)
+    if published:
+        echo_published(published)
 
 
 @cli.command()

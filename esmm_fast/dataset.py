@@ -17,10 +17,10 @@ from ._compiled import _native
 from .manifest import (
     DATA_FILES,
     DatasetError,
-    published_comparison,
     read_manifest,
     schema_from_dict,
 )
+from .published import published_comparison
 from .record_batches import IMPRESSION_COLUMNS
 from .schema import Field, Schema, Side
 from .staging import staged_directory

@@ -34,6 +34,28 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def echo_rejected(half: str, rejected: dict[str, Any]) -> None:
+    """Prints to standard error what lines of a log were skipped; `half`: "train", "test" or ""."""
+    for reason, found in rejected.items():
+        click.echo(
+            f"{half}{': ' * bool(half)}{found['count']:,} x {reason} skipped, first "
+            f"{found['first']}: {found['message']}",
+            err=True,
+        )
+
+
+def echo_published(published: dict[str, Any]) -> None:
+    """Prints how a dataset compares with the public file it is named like."""
+    here, totals = published["here"], published["published"]
+    different = {n: total for n, total in totals.items() if here[n] != total}
+    click.echo(
+        f"public {published['half']} file: "
+        f"{len(totals) - len(different)} of {len(totals)} published totals are equal"
+    )
+    for name, total in different.items():
+        click.echo(f"  {name}: {here[name]:,} here, {total:,} published")
+
+
 def echo_metrics(result: dict[str, Any]) -> None:
     """Prints the metrics of each task, one line each, with the space it is over."""
     click.echo(

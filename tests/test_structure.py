@@ -26,6 +26,7 @@ ORDER = [
     "columns",
     "batches",
     "manifest",
+    "published",
     "config",
     "log_format",
     "staging",
