@@ -243,16 +243,17 @@ def loss_rows(bandwidth: float) -> list[Row]:
         row["of copy"] = moved / row["graph"] / bandwidth
         table.append(row)
         with_autograd: dict[str, Callable[[Any, Any], Any]] = {
-            "ours": ops.product_loss, "plain PyTorch": plain, "torch.compile": compiled,
-        }  # fmt: skip
-        for name, function in with_autograd.items():
-            steps = [lambda a=a, t=t: torch.autograd.grad(function(a, t), a) for a, t in pairs]
-            seconds = timed(steps)  # type: ignore[arg-type]
-            table.append({"work": f"product loss, forward + backward, {name}, B={impressions}",
-                          "eager": seconds, "ratio": seconds / table[-1]["eager"]
-                          if name == "ours" else seconds / ours})  # fmt: skip
-            if name == "ours":
-                ours = seconds
+            "ours": ops.product_loss,
+            "plain PyTorch": plain,
+            "torch.compile": compiled,
+        }
+        seconds = {
+            name: timed([lambda a=a, t=t, f=f: torch.autograd.grad(f(a, t), a) for a, t in pairs])  # type: ignore[misc]
+            for name, f in with_autograd.items()
+        }
+        for name, each in seconds.items():
+            work = f"product loss, forward + backward, {name}, B={impressions}"
+            table.append({"work": work, "eager": each, "ratio": each / seconds["ours"]})
     return table
 
 
@@ -291,7 +292,7 @@ def model_rows() -> list[Row]:
             pooled = [p.detach().requires_grad_() for p in model.tables(m.batch)]
             object.__setattr__(m, "pooled", pooled)
         for name, call in (("whole step", whole), ("towers alone", tower_alone)):
-            seconds = timed([lambda m=m: call(m) for m in made], samples=7)  # type: ignore[misc]
+            seconds = timed([lambda m=m, call=call: call(m) for m in made], samples=7)  # type: ignore[misc]
             table.append({"work": f"ESMM {name}, bf16 towers", "batch": str(made[0]),
                           "eager": seconds, "impressions/s": impressions / seconds})  # fmt: skip
     return table
@@ -303,7 +304,7 @@ def tune(library: ctypes.CDLL, **choices: int) -> None:
 
 
 def sweep(library: ctypes.CDLL, steps: dict[str, Step]) -> list[Row]:
-    """The kernels' choices, one axis product per kernel, on graphs; the best of each comes first."""
+    """The kernels' choices, one axis product per kernel, on graphs; the best of each first."""
     table: list[Row] = []
     cuts = list(itertools.product((2, 4, 8), (2, 4, 8), (1, 2, 4, 8)))
     for name, step in steps.items():

@@ -111,7 +111,9 @@ def kept(lengths: list[int], rows: int, dim: int, dtype: torch.dtype, seed: int)
                         plan.touched_rows, plan.segment_ptr, plan.occurrence_by_row)  # fmt: skip
 
 
-def update(lengths: list[int], rows: int, dim: int, stride: int, dtype: torch.dtype, seed: int) -> None:
+def update(
+    lengths: list[int], rows: int, dim: int, stride: int, dtype: torch.dtype, seed: int
+) -> None:
     """Each rule against its reference; twice, and with numbers on the device, with equal bits."""
     gradient = kept(lengths, rows, dim, dtype, seed)
     exact_gradient = gradient.to(lambda t: t.double())
@@ -166,7 +168,9 @@ def plans() -> None:
                     assert a is b or torch.equal(a, b.cpu()), f"plan.{name}, R={rows}"
     for rows, offsets in (([1, 9], [0, 2]), ([1, 2], [0, 2, 1]), ([1, 2], [0, 1])):
         try:
-            ops.batch_plan(torch.tensor(rows).to(DEVICE), torch.tensor(offsets).to(DEVICE), num_rows=9)
+            ops.batch_plan(
+                torch.tensor(rows).to(DEVICE), torch.tensor(offsets).to(DEVICE), num_rows=9
+            )
         except (RuntimeError, ValueError, IndexError):
             continue
         raise AssertionError(f"batch_plan took rows {rows}, offsets {offsets}")
@@ -198,7 +202,9 @@ def check_loss(logits: Tensor, labels: Tensor, reduction: Any) -> None:
     torch.testing.assert_close(value.double(), exact, rtol=1e-6, atol=1e-37, equal_nan=True)
     negative = negative_terms(logits, labels.double(), reduction)
     allowed = 1e-6 * ((exact_grad + negative).abs() + negative) + 1e-37
-    worst = ((grad.double() - exact_grad).abs() - allowed).max() if grad.numel() else torch.zeros(())
+    worst = (
+        ((grad.double() - exact_grad).abs() - allowed).max() if grad.numel() else torch.zeros(())
+    )
     assert worst <= 0, f"product_loss: gradient off by {float(worst):.3g} more than allowed"
 
 

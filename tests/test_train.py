@@ -289,3 +289,13 @@ def test_loss_curve_weighs_batches_by_their_size() -> None:
     assert history.loss_curve(2) == ([20, 35], [1.5, 5.33333333])
     assert history.loss_curve(100) == ([10, 20, 30, 35], [1.0, 2.0, 4.0, 8.0])
     assert History().loss_curve() == ([], [])
+
+
+@pytest.mark.cuda
+def test_fit_and_evaluate_on_cuda() -> None:
+    batches, here, there = make_batches(), make_model(), make_model().cuda()
+    ours = fit(there, batches, progress=False)
+    twin = fit(here, batches, progress=False)
+    np.testing.assert_allclose(ours.losses, twin.losses, rtol=1e-3)
+    found, expected = evaluate(there, batches), evaluate(here, batches)
+    assert found["ctr"]["auc"] == pytest.approx(expected["ctr"]["auc"], abs=1e-3)

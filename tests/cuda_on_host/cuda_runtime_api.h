@@ -221,5 +221,11 @@ template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, unsigned bits) {
   return cuda_on_host::exchange(mask, value)[(threadIdx.x % 32) ^ bits];
 }
+template <typename T>
+T atomicMin(T* place, T value) {
+  const T before = *place;
+  *place = std::min(before, value);
+  return before;
+}
 inline int __ffs(unsigned x) { return __builtin_ffs(static_cast<int>(x)); }
 inline int __clz(unsigned x) { return x == 0 ? 32 : __builtin_clz(x); }

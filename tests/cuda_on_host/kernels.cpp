@@ -1,8 +1,10 @@
 // The CUDA kernels as C functions of host memory, for tests/test_cuda_kernels.py.
-#include "kernels/cuda_status.cu"
-#include "kernels/cuda_tuning.cu"
-#include "kernels/embedding_update.cu"
-#include "kernels/pooled_embedding.cu"
+#include "kernels/batch_plan_cuda.h"
+#include "kernels/cuda_status.h"
+#include "kernels/embedding_init_cuda.h"
+#include "kernels/embedding_update_cuda.h"
+#include "kernels/pooled_embedding_cuda.h"
+#include "kernels/product_loss_cuda.h"
 
 namespace {
 
@@ -130,4 +132,58 @@ extern "C" bool update_float(const void* const* tensors, const int64_t* sizes,
 extern "C" bool update_double(const void* const* tensors, const int64_t* sizes,
                               const double* numbers) {
   return update<double>(tensors, sizes, numbers);
+}
+
+extern "C" void init_float(float* weight, const int64_t* ids, int64_t rows, int64_t stride,
+                           int64_t dim, int64_t key, double std) {
+  esmm_fast::embedding_init_cuda(weight, rows, stride, dim, ids, static_cast<uint64_t>(key), std,
+                                 nullptr);
+}
+
+// tensors: rows int64, offsets int32, then bag_of_occurrence, occurrence_by_row, touched_rows,
+// segment_ptr, touched_of_occurrence with room for N, N, N, N + 1 and N. sizes: N, bags, num_rows.
+// Returns the number of touched rows, or -1 - place of the first bad row, or -2^40 - place of the
+// first bad offset.
+extern "C" int64_t plan(void* const* tensors, const int64_t* sizes) {
+  const int64_t count = sizes[0];
+  std::vector<int32_t> buffers(3 * count + 1, -1);
+  esmm_fast::PlanFacts facts;
+  int64_t cub[1];
+  const esmm_fast::PlanScratch scratch{buffers.data(),
+                                       buffers.data() + count,
+                                       buffers.data() + 2 * count,
+                                       &facts,
+                                       cub,
+                                       esmm_fast::plan_cub_bytes(count)};
+  const esmm_fast::PlanInput<int64_t, int32_t> input{static_cast<const int64_t*>(tensors[0]),
+                                                     static_cast<const int32_t*>(tensors[1]), count,
+                                                     sizes[1], sizes[2]};
+  auto at = [&](int i) { return static_cast<int32_t*>(tensors[i]); };
+  esmm_fast::sort_plan(input, scratch, at(3), at(2), nullptr);
+  if (facts.first_bad_offset != ~0ull)
+    return -(int64_t{1} << 40) - static_cast<int64_t>(facts.first_bad_offset);
+  if (facts.first_bad_row != ~0ull) return -1 - static_cast<int64_t>(facts.first_bad_row);
+  esmm_fast::write_plan(count, facts.touched, scratch, at(3), at(4), at(5), at(6), nullptr);
+  return facts.touched;
+}
+
+// tensors: logits, labels, weights or null, loss, grad; sizes: B, K, mean, reduced.
+template <typename T>
+bool loss(void* const* tensors, const int64_t* sizes) {
+  const esmm_fast::ProductLossGrid grid(sizes[0], sizes[1]);
+  std::vector<double> partials(grid.blocks + 1, NAN);
+  std::vector<esmm_fast::ProductLossStage> scratch(grid.scratch_count);
+  esmm_fast::product_loss_cuda<T>(
+      static_cast<const T*>(tensors[0]), static_cast<const T*>(tensors[1]),
+      static_cast<const T*>(tensors[2]), sizes[0], sizes[1],
+      sizes[2] ? esmm_fast::ProductLossScale::kMean : esmm_fast::ProductLossScale::kOne,
+      sizes[3] != 0, grid, partials.data(), scratch.data(), static_cast<T*>(tensors[3]),
+      static_cast<T*>(tensors[4]), nullptr);
+  return true;
+}
+extern "C" bool loss_float(void* const* tensors, const int64_t* sizes) {
+  return loss<float>(tensors, sizes);
+}
+extern "C" bool loss_double(void* const* tensors, const int64_t* sizes) {
+  return loss<double>(tensors, sizes);
 }
