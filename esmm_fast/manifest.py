@@ -93,19 +93,6 @@ def schema_from_dict(stored: Any) -> Schema:
     return Schema(tuple(fields), **given)
 
 
-def read_schema(path: Path) -> Schema:
-    """Returns the schema of a JSON file: what `schema_to_dict` returns, or a manifest."""
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: a schema in JSON expected, got {error}") from None
-    nested = isinstance(stored, dict) and "schema" in stored
-    try:
-        return schema_from_dict(stored["schema"] if nested else stored)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-
-
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Writes the manifest; it is the last file of a dataset."""
     text = json.dumps({"format": FORMAT, "version": VERSION, **manifest}, indent=1)

@@ -178,7 +178,7 @@ def test_a_schema_of_ones_own(tmp_path):
         schema=tmp_path / "d" / "manifest.json",
     )
     assert again.impressions.equals(dataset.impressions)
-    with pytest.raises(ValueError, match=r"s\.csv: a schema in JSON expected"):
+    with pytest.raises(ValueError, match=r"s\.csv: not YAML: "):
         prepare(skeleton=tmp_path / "s.csv", out=tmp_path / "x", schema=tmp_path / "s.csv")
 
 

@@ -1,6 +1,7 @@
-// One element of an initial table row, for CPU and CUDA alike: Philox4x32-10 gives 32 random bits,
-// the inverse normal distribution turns them into a normal number, with + - * / and sqrt in float64
-// only, which IEEE 754 rounds alike everywhere (no product may be fused with a sum).
+// One element of an initial table row on a CUDA device, with the bits of embedding_init_simd.inc:
+// Philox4x32-10 gives 32 random bits, the inverse normal distribution turns them into a normal
+// number, with + - * / and sqrt in float64 only, which IEEE 754 rounds alike everywhere (no product
+// may be fused with a sum).
 //
 // Sources: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11 (Philox, its
 // constants); Wichura, "Algorithm AS 241: The percentage points of the normal distribution", 1988

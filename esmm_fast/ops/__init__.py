@@ -2,13 +2,17 @@
 
 from .. import _library as _library  # loads the compiled libraries
 from .batch_plan import batch_plan
+from .biased_relu import biased_relu_, biased_relu_gradient_
 from .embedding_init import embedding_init
 from .embedding_update import embedding_update
-from .pooled_embedding import pooled_embedding
+from .pooled_embedding import embedding_bag, pooled_embedding
 from .product_loss import product_loss
 
 __all__ = [
     "batch_plan",
+    "biased_relu_",
+    "biased_relu_gradient_",
+    "embedding_bag",
     "embedding_init",
     "embedding_update",
     "pooled_embedding",
