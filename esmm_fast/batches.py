@@ -67,7 +67,7 @@ class Batches:
 
     A batch has U common rows in the order in which its impressions first name them, `sample_id`,
     and a plan that is ready. `plan.weights` is None where no field is weighted. Of the schema it
-    has `dense`, `impression_weights` (of a weighted view, see `Dataset.weighted`, the view's), and
+    has `dense`, `impression_weights` (times those of a weighted view, see `Dataset.weighted`), and
     in `extra` every extra column that holds numbers (times as integers). Without common rows in
     the dataset every impression is a group of its own.
     """
@@ -275,7 +275,8 @@ def _batch(arrays: dict[str, Any], schema: Schema, carried: tuple[Carried, ...])
     if schema.dense:
         arrays["dense"] = own["dense"]
     if schema.weight is not None:
-        arrays["impression_weights"] = own[schema.weight].astype(np.float32, copy=False)
+        of_view = arrays.get("impression_weights", np.float32(1))
+        arrays["impression_weights"] = own[schema.weight].astype(np.float32, copy=False) * of_view
     extra = {name: torch.from_numpy(own[name]) for name in schema.extra if name in own}
     tensors: dict[str, Any] = {
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value

@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from esmm_fast import checkpoint, methods, runs
 from esmm_fast.config import RunConfig, resolve
 from esmm_fast.interruption import Interrupted
-from esmm_fast.methods import BASE, ESMM_METHOD, Method
+from esmm_fast.catalogue import METHODS
+from esmm_fast.methods import Method
 from esmm_fast.run_session import Session
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class Stop:
 
 
 def two_networks() -> Method:
-    networks = {"cvr": BASE.networks["cvr"], "esmm": ESMM_METHOD.networks["esmm"]}
+    networks = {"cvr": METHODS["base"].networks["cvr"], "esmm": METHODS["esmm"].networks["esmm"]}
     last = Method("two", "Two", "", "", "", networks, lambda found: found["esmm"])
     return last
 

@@ -1,5 +1,7 @@
 """The operators, one file per stem: docstring, fake kernel, autograd."""
 
+from pathlib import Path
+
 from .. import _library as _library  # loads the compiled libraries
 from .batch_plan import batch_plan
 from .biased_relu import biased_relu_, biased_relu_gradient_
@@ -18,3 +20,9 @@ __all__ = [
     "pooled_embedding",
     "product_loss",
 ]
+
+_library.key_compile_caches(
+    _library.operators_fingerprint(
+        [*Path(__file__).parent.glob("*.py"), Path(__file__).parent.parent / "gradient_queue.py"]
+    )
+)
