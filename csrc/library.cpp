@@ -57,6 +57,12 @@ STABLE_TORCH_LIBRARY(esmm_fast, m) {
       "occurrence_by_row, int rule,"
       " float grad_factor, float step_size, float beta1, float beta2, float eps, float decay) -> "
       "()");
+  // The same with step_numbers [6] float64 on the table's device (grad_factor, step_size, beta1,
+  // beta2, eps, decay), so that a captured CUDA graph takes those of each replay. CUDA only.
+  m.def(
+      "embedding_update_by_tensor(Tensor(a!) table, Tensor grad_common, Tensor grad_impression,"
+      " Tensor? weights, Tensor bag_of_occurrence, Tensor touched_rows, Tensor segment_ptr, Tensor "
+      "occurrence_by_row, int rule, Tensor step_numbers) -> ()");
   // weight [rows, D] ~ N(0, std^2), a function of (key, feature_ids [rows] int64) alone.
   m.def("embedding_init(Tensor(a!) weight, Tensor feature_ids, int key, float std) -> ()");
   // x [B, H] float32 or bfloat16 becomes relu(x + bias[group]); bias [G, H] float32, group [B]

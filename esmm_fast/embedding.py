@@ -54,7 +54,7 @@ class EmbeddingTables(nn.Module):
         sparse: Give `weight.grad` as a sparse tensor over the touched rows (ordinary mode only).
         mean: Divide each pooled sum by the number of occurrences of its bag.
         dtype: float32 (default) or float64.
-        device: Where the weight lies; it is made on the CPU first.
+        device: Where the weight lies and is made; its bits are the same on CPU and CUDA.
 
     >>> from esmm_fast import Field, Schema
     >>> from esmm_fast.reference import batch_plan
@@ -104,9 +104,9 @@ class EmbeddingTables(nn.Module):
             raise ValueError(
                 f"schema: expected fewer than 2^31 rows in all tables together, got {rows}"
             )
-        weight = _zeros(torch.empty(rows, 0, dtype=dtype), dim)
+        weight = _zeros(torch.empty(rows, 0, dtype=dtype, device=device), dim)
         self._init_weight(weight, init_std, seed, dict(feature_ids or {}))
-        self.weight = nn.Parameter(weight.to(device))
+        self.weight = nn.Parameter(weight)
         self._states: dict[str, tuple[int, int]] = {}  # name -> first element in a row, width
         self._queue: GradientQueue | None = None
 
@@ -127,7 +127,9 @@ class EmbeddingTables(nn.Module):
                     )
                 ids = torch.from_numpy(array.astype(np.uint64).view(np.int64))
             part = weight[bases[table] : bases[table] + rows]
-            ops.embedding_init(part, ids, key=_table_key(seed, table), std=init_std)
+            ops.embedding_init(
+                part, ids.to(weight.device), key=_table_key(seed, table), std=init_std
+            )
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the pooled fields of common rows, [U, Fc * D], and impressions, [B, Fs * D].
@@ -203,7 +205,8 @@ class EmbeddingTables(nn.Module):
         for name, (width, _) in states.items():
             self._states[name] = (first, width)
             first += width
-        table = _zeros(self.weight, _stride(first, self.weight.element_size()))
+        stride = _stride(first, self.weight.element_size(), self.weight.device.type)
+        table = _zeros(self.weight, stride)
         table[:, : self.dim] = self.weight.detach()
         for name, (_, initial) in states.items():
             if initial != 0:
@@ -290,13 +293,21 @@ def _table_key(seed: int, table: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def _stride(elements: int, element_size: int) -> int:
+def _stride(elements: int, element_size: int, device: str = "cpu") -> int:
     """Returns the elements from row to row: whole cache lines, for small rows a part of one.
+
+    On CUDA whole sectors of 32 bytes; rows that fill no more than 2.5 of them (D = 18 with one
+    number of state) lie 16 bytes apart, which costs as many sectors and less memory.
 
     >>> _stride(54, 4), _stride(3, 4)
     (64, 4)
+    >>> _stride(54, 4, "cuda"), _stride(19, 4, "cuda"), _stride(18, 4, "cuda")
+    (56, 20, 20)
     """
     size = elements * element_size
+    if device == "cuda":
+        unit = 16 if size <= 80 else 32
+        return -(-size // unit) * unit // element_size
     if size > _LINE // 2:
         return -(-size // _LINE) * _LINE // element_size
     return (1 << (size - 1).bit_length()) // element_size

@@ -138,3 +138,23 @@ def test_errors_of_dtype_and_weights() -> None:
         ops.batch_plan(rows, offsets, torch.ones(3))
     with pytest.raises(ValueError, match=r"weights: expected float32, got torch.float64"):
         ops.batch_plan(rows, offsets, torch.ones(2).double())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("rows", [1, 50, 3000, 9_000_000])
+def test_cuda_matches_cpu(rows: int) -> None:
+    for arguments in (random_bags(60_000, 5_000, rows), random_bags(0, 3, rows)):
+        for dtype in (torch.int32, torch.int64):
+            there = ops.batch_plan(*[t.to("cuda", dtype) for t in arguments], num_rows=rows)
+            assert_same(there.to("cpu"), ops.batch_plan(*arguments, num_rows=rows))
+
+
+@pytest.mark.cuda
+def test_cuda_errors() -> None:
+    for rows, offsets, message in (
+        ([1, 9], [0, 2], r"rows\[1\] = 9 is outside the table of 9 rows"),
+        ([1, 2], [0, 2, 1], r"offsets\[2\] = 1 is less than offsets\[1\] = 2"),
+        ([1, 2], [0, 1], r"offsets\[1\] = 1: the last offset is the number of rows, 2"),
+    ):
+        with pytest.raises((RuntimeError, ValueError, IndexError), match=message):
+            ops.batch_plan(torch.tensor(rows).cuda(), torch.tensor(offsets).cuda(), num_rows=9)

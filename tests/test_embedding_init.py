@@ -74,3 +74,13 @@ def test_opcheck_version_and_errors() -> None:
         ops.embedding_init(weight, torch.arange(3), key=1, std=0.1)
     with pytest.raises(ValueError, match="std: expected a number of at least 0, got -1"):
         ops.embedding_init(weight, torch.arange(4), key=1, std=-1.0)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cuda_gives_the_same_bits(dtype: torch.dtype) -> None:
+    ids = torch.randint(-(2**63), 2**63 - 1, (1000,))
+    cpu, cuda = torch.empty(1000, 19, dtype=dtype), torch.empty(1000, 19, dtype=dtype).cuda()
+    ops.embedding_init(cpu, ids, key=-5, std=0.01)
+    ops.embedding_init(cuda, ids.cuda(), key=-5, std=0.01)
+    assert torch.equal(cuda.cpu(), cpu)

@@ -485,3 +485,14 @@ def test_steps_do_not_wait_for_the_gpu() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(training._unread) == 10
+
+
+@pytest.mark.cuda
+def test_fit_and_evaluate_on_cuda() -> None:
+    batches, _ = make_batches()
+    here, there = make_model(), make_model().cuda()
+    ours = fit(there, batches, progress=False)
+    twin = fit(here, batches, progress=False)
+    np.testing.assert_allclose(ours.losses, twin.losses, rtol=1e-3)
+    found, expected = evaluate(there, batches), evaluate(here, batches)
+    assert found["ctr"]["auc"] == pytest.approx(expected["ctr"]["auc"], abs=1e-3)

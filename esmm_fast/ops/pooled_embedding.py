@@ -157,7 +157,9 @@ def pooled_embedding(
     ``index_add(zeros, bag_of_occurrence, weight[rows] * weights[:, None])``, cut at `common_bags`.
 
     The gradient of a touched row is summed by one thread in the order of its occurrences (in blocks
-    of 512 where it has more), so it has the same bits for any number of threads.
+    of 512 where it has more), so it has the same bits for any number of threads. On CUDA it has the
+    same bits from run to run; there a row outside the table counts as zeros, and the next call on
+    CUDA raises the IndexError (this call, where the environment has ESMM_FAST_CUDA_CHECK=1).
 
     Args:
         weight: [R, D] float32 or float64, 1 <= D <= 256. Rows may lie at any stride; their elements
