@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import weakref
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-import esmm_fast._native as _native
-
+from ._compiled import _native
 from .batch import Batch
 from .columns import Carried, batch_source, carried_columns, contradicting_labels
+from .machine import usable_cores
 from .plan import Plan
 from .schema import Schema
 from .vocabulary import LogTables, Vocabulary
@@ -68,8 +67,9 @@ class Batches:
 
     A batch has U common rows in the order in which its impressions first name them, `sample_id`,
     and a plan that is ready. `plan.weights` is None where no field is weighted. Of the schema it
-    has `dense`, `impression_weights`, and in `extra` every extra column that holds numbers (times
-    as integers). Without common rows in the dataset every impression is a group of its own.
+    has `dense`, `impression_weights` (times those of a weighted view, see `Dataset.weighted`), and
+    in `extra` every extra column that holds numbers (times as integers). Without common rows in
+    the dataset every impression is a group of its own.
     """
 
     def __init__(
@@ -98,19 +98,24 @@ class Batches:
         schema = schema or dataset.schema
         self.schema = vocabulary.sized(schema)
         self.batch_size = batch_size
-        self.threads = max(1, min(8, _cores() // 2)) if threads is None else threads
+        self.threads = max(1, min(8, usable_cores() // 2)) if threads is None else threads
         self.prefetch = 2 * max(1, self.threads) if prefetch is None else prefetch
         self._carried = carried_columns(dataset, schema)
         self._source = batch_source(
             dataset, self.schema, vocabulary, labels == "raw", self._carried
         )
         self._selection = _selected(dataset)
+        self._weights: np.ndarray | None = getattr(dataset, "impression_weights", None)
         if labels == "drop":
             contradicts = contradicting_labels(dataset, self.schema.labels)
             if self._selection is None:
-                self._selection = np.flatnonzero(~contradicts)
+                kept = np.flatnonzero(~contradicts)
+                self._selection = kept
             else:
-                self._selection = self._selection[~contradicts[self._selection]]
+                kept = np.flatnonzero(~contradicts[self._selection])
+                self._selection = self._selection[kept]
+            if self._weights is not None:
+                self._weights = self._weights[kept]
         self.impressions = (
             dataset.impressions.num_rows if self._selection is None else len(self._selection)
         )
@@ -211,9 +216,10 @@ class _Epoch:
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
         self._ended: str | None = None
+        self._order = batches._order()
         self._loader = _native.Loader(
             batches._source,
-            order=batches._order(),
+            order=self._order,
             selection=batches._selection,
             impressions=batches.impressions,
             batch_size=batches.batch_size,
@@ -234,8 +240,7 @@ class _Epoch:
         if self._ended == "closed":
             raise RuntimeError(
                 "this iterator was closed: its Batches began another iteration, went to another "
-                "position or "
-                "was closed"
+                "position or was closed"
             )
         batches = self._batches
         arrays = None if self._ended else self._loader.next()
@@ -244,6 +249,11 @@ class _Epoch:
                 self._end("done")
                 batches._epoch, batches._batch, batches._begun = batches._epoch + 1, 0, False
             raise StopIteration
+        if batches._weights is not None:
+            begin = batches._batch * batches.batch_size
+            here = slice(begin, begin + batches.batch_size)
+            which = here if self._order is None else self._order[here]
+            arrays["impression_weights"] = np.array(batches._weights[which])
         batches._batch += 1
         batches._begun = True
         return _batch(arrays, batches.schema, batches._carried)
@@ -265,7 +275,8 @@ def _batch(arrays: dict[str, Any], schema: Schema, carried: tuple[Carried, ...])
     if schema.dense:
         arrays["dense"] = own["dense"]
     if schema.weight is not None:
-        arrays["impression_weights"] = own[schema.weight].astype(np.float32, copy=False)
+        of_view = arrays.get("impression_weights", np.float32(1))
+        arrays["impression_weights"] = own[schema.weight].astype(np.float32, copy=False) * of_view
     extra = {name: torch.from_numpy(own[name]) for name in schema.extra if name in own}
     tensors: dict[str, Any] = {
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
@@ -291,7 +302,3 @@ def _selected(dataset: LogTables) -> np.ndarray | None:
 def _at_least(name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

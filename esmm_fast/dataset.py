@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.dataset
 
-import esmm_fast._native as _native
-
+from ._compiled import _native
 from .manifest import (
     DATA_FILES,
     DatasetError,
@@ -54,6 +53,8 @@ class Dataset:
         counts: Table of field, feature_id, count: occurrences as stored, by field and ascending id.
         selection: Rows of `impressions` that this view holds, in its order (int64; may repeat), or
             None: all.
+        impression_weights: Weight of each impression of this view (float32 [len(self)]), which its
+            batches carry, or None: all 1. See `weighted`.
 
     Raises:
         DatasetError: The directory is not a dataset, of another version, or damaged.
@@ -76,6 +77,7 @@ class Dataset:
         self.manifest: dict[str, Any] = read_manifest(self.path)
         self.schema: Schema = schema_from_dict(self.manifest["schema"])
         self.selection: np.ndarray | None = None
+        self.impression_weights: np.ndarray | None = None
         self.impressions = self._open("impressions.arrow")
         self.common_rows = self._open("common_rows.arrow")
         for name, table in (("impressions", self.impressions), ("common_rows", self.common_rows)):
@@ -107,7 +109,7 @@ class Dataset:
         return f"Dataset({str(self.path)!r}: {len(self):,} impressions{view}, {common})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self.selection)
+        return _reopen, (self.path, self.selection, self.impression_weights)
 
     # ---- Views
 
@@ -124,6 +126,36 @@ class Dataset:
         view = object.__new__(Dataset)
         view.__dict__.update(self.__dict__)
         view.selection = chosen if self.selection is None else self.selection[chosen]
+        if self.impression_weights is not None:
+            view.impression_weights = self.impression_weights[chosen]
+        return view
+
+    def weighted(self, weights: Any) -> Dataset:
+        """Returns this view with a weight for each impression; weights of views multiply.
+
+        Batches carry them as `Batch.impression_weights`, and a loss of mean reduction is then
+        sum(w L) / sum(w) of the batch. A later `select` takes each impression's weight along.
+
+        Args:
+            weights: [len(self)], finite and not negative; kept as float32.
+
+        Raises:
+            ValueError: Another length, or the first weight that is negative or not finite.
+        """
+        array = np.asarray(weights, np.float32)
+        if array.shape != (len(self),):
+            raise ValueError(
+                f"weights: expected {len(self)}, one for each impression, got shape "
+                f"{list(array.shape)}"
+            )
+        bad = ~((array >= 0) & (array < np.inf))
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            raise ValueError(f"weights[{at}]: expected a finite number >= 0, got {array[at]}")
+        view = object.__new__(Dataset)
+        view.__dict__.update(self.__dict__)
+        before = self.impression_weights
+        view.impression_weights = array.copy() if before is None else before * array
         return view
 
     def _chosen(self, which: Any) -> np.ndarray:
@@ -321,9 +353,9 @@ class Dataset:
             yield batches[first], list(zip(begins.tolist(), ends.tolist(), strict=True))
 
 
-def _reopen(path: Path, selection: np.ndarray | None) -> Dataset:
+def _reopen(path: Path, selection: np.ndarray | None, weights: np.ndarray | None) -> Dataset:
     dataset = Dataset(path)
-    dataset.selection = selection
+    dataset.selection, dataset.impression_weights = selection, weights
     return dataset
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import mmap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +18,7 @@ from .gradient_queue import GradientQueue
 from .schema import Schema
 
 _LINE = 64  # bytes of a cache line
+_HUGE_PAGE = 2 << 20  # bytes
 
 
 class EmbeddingTables(nn.Module):
@@ -101,7 +104,7 @@ class EmbeddingTables(nn.Module):
             raise ValueError(
                 f"schema: expected fewer than 2^31 rows in all tables together, got {rows}"
             )
-        weight = torch.empty(rows, dim, dtype=dtype)
+        weight = _zeros(torch.empty(rows, 0, dtype=dtype), dim)
         self._init_weight(weight, init_std, seed, dict(feature_ids or {}))
         self.weight = nn.Parameter(weight.to(device))
         self._states: dict[str, tuple[int, int]] = {}  # name -> first element in a row, width
@@ -200,9 +203,7 @@ class EmbeddingTables(nn.Module):
         for name, (width, _) in states.items():
             self._states[name] = (first, width)
             first += width
-        table = self.weight.new_zeros(
-            self.weight.shape[0], _stride(first, self.weight.element_size()), requires_grad=False
-        )
+        table = _zeros(self.weight, _stride(first, self.weight.element_size()))
         table[:, : self.dim] = self.weight.detach()
         for name, (_, initial) in states.items():
             if initial != 0:
@@ -299,6 +300,23 @@ def _stride(elements: int, element_size: int) -> int:
     if size > _LINE // 2:
         return -(-size // _LINE) * _LINE // element_size
     return (1 << (size - 1).bit_length()) // element_size
+
+
+def _zeros(like: Tensor, width: int) -> Tensor:
+    """Returns zeros [len(like), width] in huge pages where the system has them.
+
+    A batch touches rows all over the tables, so nearly every row is on a page of its own: with
+    pages of 4 KiB each needs a walk through page tables that themselves miss the cache.
+    """
+    size = like.shape[0] * width * like.element_size()
+    if like.device.type != "cpu" or size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(like.shape[0], width, dtype=like.dtype, device=like.device)
+    memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(memory, dtype=like.dtype)
+    first = -whole.data_ptr() % _HUGE_PAGE // like.element_size()
+    return whole[first : first + like.shape[0] * width].view(-1, width)
 
 
 def _readable(size: int) -> str:

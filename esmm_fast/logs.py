@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -11,10 +10,10 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-import esmm_fast._native as _native
-
+from ._compiled import _native
 from .inputs import Files, Inputs, LogFile, log_files
 from .log_format import LogFormat
+from .machine import usable_cores
 from .record_batches import (
     Layout,
     arrow_schema,
@@ -202,7 +201,7 @@ class LogReader:
         self.label_counts = dict.fromkeys(self.schema.labels, 0)  # counted for own formats only
         self.sources: dict[Side, list[str]] = {"common": [], "impression": []}
         self._inputs = Inputs([*self.files["common"], *self.files["impression"]])
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or usable_cores()
         self._skip = on_error == "skip"
         self._chunk_bytes = chunk_bytes
         self._count_ids = count_ids

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-import esmm_fast._native as _native
-
 from . import __version__
+from ._compiled import _native
 from .find_logs import Meter, find_logs
 from .inputs import Files, PathLike
 from .log_format import LogFormat, read_format

@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-import esmm_fast._native as _native
-
+from ._compiled import _native
 from .schema import Field
 
 _UINT32_MAX = np.iinfo(np.uint32).max

@@ -203,6 +203,9 @@ void bind_batches(py::module_& m) {
              return std::make_shared<Lookup>(data, count);
            }),
            py::arg("ids"), "Takes uint64 [n]: ids[i] has row i + 1.")
+      .def_static(
+          "hashed", [](int64_t rows) { return std::make_shared<Lookup>(Lookup::hashed(rows)); },
+          py::arg("rows"), "Returns the look-up of a hashed table: an id's hash is its row.")
       .def("rows", &lookup_rows<uint32_t>, py::arg("ids").noconvert(), py::arg("base") = 0)
       .def("rows", &lookup_rows<uint64_t>, py::arg("ids"), py::arg("base") = 0,
            "Returns int32 base + row of every id; base alone where the id is unknown.")

@@ -45,9 +45,9 @@ def batch_plan(
         copied.
 
     Raises:
-        RuntimeError: ``rows[17] = 400012 is outside the table of 400000 rows``; offsets that do not
-            begin with 0, descend or do not end at N; a wrong dtype or shape.
-        ValueError: `weights` of another length or dtype.
+        IndexError: ``rows[17] = 400012 is outside the table of 400000 rows``.
+        ValueError: Offsets that do not begin with 0, descend or do not end at N; a wrong dtype or
+            shape; `weights` of another length or dtype.
 
     Equivalent to `esmm_fast.reference.batch_plan`.
 
