@@ -44,6 +44,11 @@ def parameters(run: Path) -> dict[str, dict[str, torch.Tensor]]:
     return {name: load_file(found.path / f"{name}.safetensors") for name in found.networks}
 
 
+def step_saved(folder: Path) -> int:
+    """Returns the step of the newest checkpoint in a folder, 0 where there is none."""
+    return max((int(path.name[5:]) for path in folder.glob("step-*")), default=0)
+
+
 def lines(run: Path) -> list[dict[str, Any]]:
     """Returns metrics.jsonl without the times."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -89,26 +94,27 @@ def test_kills_at_random_moments_change_no_bit(
         "linear",
     ]
     options += ["--evaluate-steps", 100, "--keep-checkpoints", 1]
-    started = time.perf_counter()
     status, output = forking.run("train", *options, "--out", tmp_path / "whole")
-    whole = time.perf_counter() - started
     assert status == 0, output
+    last = checkpoint.latest(tmp_path / "whole" / "checkpoints").step
 
-    draw = random.Random(0)
-    killed, steps = 0, set()
+    draw, saved = random.Random(0), tmp_path / "killed" / "checkpoints"
     options += ["--checkpoint-minutes", 0.0003, "--resume", "--out", tmp_path / "killed"]
-    for _ in range(13):
+    steps = [0]
+    while steps[-1] < last:  # each time killed a moment after it came a little further
         process = forking.start("train", *options)
-        if killed < 12:
-            time.sleep(draw.uniform(0, whole / 2))
-            forking.send(process, signal.SIGKILL)
-        if (status := forking.status()) == 0:
-            break
-        assert status == -signal.SIGKILL, forking.output.read_text()
-        killed += 1
-        if checkpoint.exists(tmp_path / "killed" / "checkpoints"):
-            steps.add(checkpoint.latest(tmp_path / "killed" / "checkpoints").step)
-    assert status == 0 and killed >= 4 and len(steps) >= 2, (status, killed, steps)
+        further = min(steps[-1] + draw.randint(1, last // 6), last)
+        deadline = time.monotonic() + 60
+        while step_saved(saved) < further:
+            assert time.monotonic() < deadline, forking.output.read_text()
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.02))
+        forking.send(process, signal.SIGKILL)
+        assert forking.status() in (0, -signal.SIGKILL), forking.output.read_text()
+        steps.append(step_saved(saved))
+    assert len(steps) > 4
+    status, output = forking.run("train", *options)
+    assert status == 0, output
     assert_same(tmp_path / "killed", tmp_path / "whole")
     assert (tmp_path / "killed" / "report.html").exists()
 
