@@ -55,8 +55,10 @@ uint32_t* find_avx2(const char* text, size_t begin, size_t end, uint32_t* out) {
 }
 
 // GCC 12 takes the undefined operands of its own header for a mistake.
+#ifndef __clang__
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 __attribute__((target("avx512f,avx512bw,avx512vbmi,avx512vbmi2,popcnt"))) uint32_t* find_avx512(
     const char* text, size_t begin, size_t end, uint32_t* out) {
   alignas(64) constexpr auto kIota = [] {
@@ -83,7 +85,9 @@ __attribute__((target("avx512f,avx512bw,avx512vbmi,avx512vbmi2,popcnt"))) uint32
   return out;
 }
 
+#ifndef __clang__
 #pragma GCC diagnostic pop
+#endif
 
 #endif
 
