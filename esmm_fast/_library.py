@@ -1,50 +1,30 @@
-"""Finds and loads the compiled libraries; explains a failure with its likely causes."""
+"""Loads the operator libraries, and chooses their instruction set."""
 
 import ctypes
-import importlib.metadata
 import os
-from pathlib import Path
+import warnings
 from typing import Any
 
 import torch
 
-
-def _find(name: str) -> Path | None:
-    import esmm_fast
-
-    for folder in esmm_fast.__path__:  # an editable install has two: sources and built files
-        path = Path(folder) / name
-        if path.exists():
-            return path
-    return None
+from ._compiled import find, missing, unloadable
 
 
 def _load(name: str) -> ctypes.CDLL:
-    path = _find(name)
-    torch_line = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
+    path = find(name)
     if path is None:
-        import esmm_fast
-
-        raise ImportError(
-            f"esmm_fast was imported from {list(esmm_fast.__path__)}, but {name} is not there. "
-            "Likely causes:\n"
-            "  1. Python started in the source folder, hiding the installed package: start it\n"
-            "     elsewhere, or call `pytest` instead of `python -m pytest`.\n"
-            "  2. The package was copied instead of installed: run `pip install .`"
-        )
+        raise ImportError(missing(name))
     try:
         torch.ops.load_library(str(path))
         return ctypes.CDLL(str(path))  # the same library, for its C functions
     except OSError as error:
-        raise ImportError(
-            f"{path} could not be loaded with {torch_line}: {error.__cause__ or error}. "
-            "Likely causes:\n"
-            "  1. torch is older than 2.10, the first with the stable ABI esmm_fast is built on.\n"
-            "  2. The library was built for another platform or C++ runtime:\n"
-            "     `pip install --force-reinstall --no-deps .`\n"
-            "  3. A conda environment brings an older libstdc++ than the compiler that built it."
-        ) from error
+        torch_line = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
+        raise ImportError(unloadable(path, error.__cause__ or error, torch_line)) from error
 
+
+_torch = tuple(int(part) for part in torch.__version__.split(".")[:2])
+if not (2, 10) <= _torch < (2, 14):
+    warnings.warn(f"esmm_fast was tested with torch 2.10 to 2.13; this is {torch.__version__}")
 
 _cpu = _load("libesmm_fast_cpu.so")
 _cpu.esmm_fast_isa.restype = _cpu.esmm_fast_isas.restype = ctypes.c_char_p
@@ -54,7 +34,7 @@ cuda_unavailable: str | None = None
 
 if torch.version.cuda is None:
     cuda_unavailable = f"torch {torch.__version__} has no CUDA"
-elif _find("libesmm_fast_cuda.so") is None:
+elif find("libesmm_fast_cuda.so") is None:
     cuda_unavailable = "esmm_fast was built without CUDA (ESMM_FAST_CUDA=ON needs nvcc)"
 else:
     try:
@@ -119,8 +99,3 @@ if _wanted_isa := os.environ.get("ESMM_FAST_ISA"):
         set_isa(_wanted_isa)
     except ValueError as error:
         raise ImportError(f"environment variable ESMM_FAST_ISA: {error}") from error
-
-
-def version() -> str:
-    """Returns the installed version of the package."""
-    return importlib.metadata.version("esmm_fast")

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import weakref
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-import esmm_fast._native as _native
-
+from ._compiled import _native
 from .batch import Batch
 from .columns import batch_source, contradicting_labels
+from .machine import usable_cores
 from .plan import Plan
 from .schema import Schema
 from .vocabulary import LogTables, Vocabulary
@@ -103,7 +102,7 @@ class Batches:
             )
         self.schema = vocabulary.sized(schema)
         self.batch_size = batch_size
-        self.threads = max(1, min(8, _cores() // 2)) if threads is None else threads
+        self.threads = max(1, min(8, usable_cores() // 2)) if threads is None else threads
         self.prefetch = 2 * max(1, self.threads) if prefetch is None else prefetch
         self._source = batch_source(dataset, self.schema, vocabulary, labels == "raw")
         self._selection = _selected(dataset)
@@ -236,8 +235,7 @@ class _Epoch:
         if self._ended == "closed":
             raise RuntimeError(
                 "this iterator was closed: its Batches began another iteration, went to another "
-                "position or "
-                "was closed"
+                "position or was closed"
             )
         batches = self._batches
         arrays = None if self._ended else self._loader.next()
@@ -286,7 +284,3 @@ def _selected(dataset: LogTables) -> np.ndarray | None:
 def _at_least(name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import esmm_fast._native as _native
-
+from ._compiled import _native
 from .schema import Field, Schema
 from .vocabulary import LogTables, Vocabulary
 

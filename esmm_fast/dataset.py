@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.dataset
 
-import esmm_fast._native as _native
-
+from ._compiled import _native
 from .manifest import (
     DATA_FILES,
     DatasetError,

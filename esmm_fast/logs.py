@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-import esmm_fast._native as _native
-
+from ._compiled import _native
+from .machine import usable_cores
 from .record_batches import (
     Layout,
     arrow_schema,
@@ -189,7 +189,7 @@ class LogReader:
             "impression": Layout.of(schema.impression),
         }
         self.reports: dict[Side, SideReport] = {}
-        self._threads = threads or len(os.sched_getaffinity(0))
+        self._threads = threads or usable_cores()
         self._skip = on_error == "skip"
         self._chunk_bytes = chunk_bytes
         self._count_ids = count_ids

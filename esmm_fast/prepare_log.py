@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-import esmm_fast._native as _native
-
 from . import __version__
+from ._compiled import _native
 from .logs import CHUNK_BYTES, LogReader, OnError, PathLike, file_list, merged
 from .manifest import DATA_FILES, read_schema, schema_to_dict, write_manifest
 from .record_batches import Layout, arrow_schema, conform

@@ -233,7 +233,7 @@ class Vocabulary:
 
     def _lookup(self, table: str) -> Any:
         """Returns the C++ look-up of a table, made when it is first wanted."""
-        from . import _native
+        from ._compiled import _native
 
         if table not in self._lookups:
             self._lookups[table] = _native.Lookup(self._of(table))

@@ -12,6 +12,8 @@ CORE = ROOT / "csrc"
 
 # The way the data takes. A module imports only modules that stand before it.
 ORDER = [
+    "machine",
+    "_compiled",
     "_library",
     "schema",
     "plan",
