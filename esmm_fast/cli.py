@@ -13,6 +13,7 @@ import click
 from . import __version__
 from .interruption import Interrupted
 from .printing import (
+    echo_impression,
     echo_json,
     echo_mapping,
     echo_metrics,
@@ -28,7 +29,6 @@ _FILE = click.Path(exists=True, allow_dash=True, path_type=Path)
 _PATH = click.Path(path_type=Path)
 _RATE = click.FloatRange(0, 1, min_open=True, max_open=True)
 _COUNT = click.IntRange(min=1)
-_SHOWN = 8  # occurrences of a bag that `head` prints
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -118,7 +118,6 @@ def prepare(
 
     options = _given(options | {"skeleton": skeleton, "table": table})
     result = run(log or None, out=out, check=check, **options, progress=True)
-    halves = result if isinstance(result, dict) else {"": result}
     if check:
         facts: Any = result
         echo_mapping(facts)
@@ -126,7 +125,7 @@ def prepare(
         if bad := sum(e["count"] for report in reports for e in report["errors"].values()):
             raise ValueError(f"{bad:,} bad lines, listed above under errors")
         return
-    for half, dataset in halves.items():
+    for half, dataset in (result if isinstance(result, dict) else {"": result}).items():
         echo_rejected(half, dataset.manifest["rejected"])
     click.echo(out)
 
@@ -157,15 +156,7 @@ def head(dataset: Path, n: int) -> None:
     from .dataset import Dataset
 
     for impression in Dataset(dataset).head(n):
-        fields = impression.pop("fields")
-        click.echo("  ".join(f"{name} {value}" for name, value in impression.items()))
-        for name, occurrences in fields.items():
-            shown = " ".join(
-                f"{feature_id}" if value == 1 else f"{feature_id}:{value:g}"
-                for feature_id, value in occurrences[:_SHOWN]
-            )
-            more = len(occurrences) - _SHOWN
-            click.echo(f"  {name:8}{shown}{f' ... {more} more' if more > 0 else ''}")
+        echo_impression(impression)
 
 
 @cli.command()

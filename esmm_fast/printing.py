@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+_OCCURRENCES = 8  # of a bag that are printed
+
 
 def echo_json(value: Any) -> None:
     """Prints indented JSON; nan is null."""
@@ -30,18 +32,24 @@ def echo_mapping(value: dict[str, Any], indent: str = "") -> None:
             click.echo(f"{indent}{key}: {_shown(inner)}")
 
 
-def _shown(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+def echo_impression(impression: dict[str, Any]) -> None:
+    """Prints an impression as `Dataset.head` gives it, the first occurrences of each bag."""
+    fields = impression.pop("fields")
+    click.echo("  ".join(f"{name} {value}" for name, value in impression.items()))
+    for name, occurrences in fields.items():
+        shown = " ".join(
+            f"{feature_id}" if value == 1 else f"{feature_id}:{value:g}"
+            for feature_id, value in occurrences[:_OCCURRENCES]
+        )
+        more = len(occurrences) - _OCCURRENCES
+        click.echo(f"  {name:8}{shown}{f' ... {more} more' if more > 0 else ''}")
 
 
 def echo_rejected(half: str, rejected: dict[str, Any]) -> None:
-    """Prints to standard error what lines of a log were skipped; `half`: "train", "test" or ""."""
+    """Prints what `prepare` left out, on standard error: a line for each reason."""
     for reason, found in rejected.items():
-        click.echo(
-            f"{half}{': ' * bool(half)}{found['count']:,} x {reason} skipped, first "
-            f"{found['first']}: {found['message']}",
-            err=True,
-        )
+        text = f"{found['count']:,} x {reason} skipped, first {found['first']}: {found['message']}"
+        click.echo(f"{half}: {text}" if half else text, err=True)
 
 
 def echo_published(published: dict[str, Any]) -> None:
@@ -54,6 +62,10 @@ def echo_published(published: dict[str, Any]) -> None:
     )
     for name, total in different.items():
         click.echo(f"  {name}: {here[name]:,} here, {total:,} published")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def echo_metrics(result: dict[str, Any]) -> None:

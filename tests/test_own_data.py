@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from test_cli import call
 from test_inputs import archive, texts_of
 from test_log_format import COMMON, SCHEMA, SKELETON, files_of
@@ -26,7 +25,6 @@ def blocks() -> list[tuple[str, str, str]]:
 
 
 def test_the_examples_of_the_page(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("pandas")
     monkeypatch.chdir(tmp_path)
     ran = []
     for language, name, text in blocks():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
@@ -178,6 +179,23 @@ def test_a_dataset_of_a_table_trains(tmp_path):
         assert batch.labels.shape == (16, 3) and batch.dense.shape == (16, 2)
         assert sorted(batch.extra) == ["time"]
         model.loss(model(batch), batch).backward()
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_tables_of_other_libraries(tmp_path, library):
+    """What they make of lists, gaps and booleans is read like Arrow's own."""
+    module = pytest.importorskip(library)
+    rows = ROWS.drop_columns(["time", "note", "unused"])
+    schema = dataclasses.replace(SHOP, schema=dataclasses.replace(SHOP.schema, extra=()))
+    if library == "polars":
+        table = module.from_arrow(rows)
+    else:
+        types = {pa.int64(): module.Int64Dtype(), pa.uint64(): module.UInt64Dtype()}
+        table = rows.to_pandas(types_mapper=types.get)
+    ours = prepare(table=rows, schema=schema, out=tmp_path / "ours")
+    theirs = prepare(table=table, schema=schema, out=tmp_path / "theirs")
+    assert theirs.impressions.equals(ours.impressions)
+    assert theirs.common_rows.equals(ours.common_rows)
 
 
 # ---- Tables that do not fit
