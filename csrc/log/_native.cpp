@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 #include <stdexcept>
+#include <tuple>
 
 #include "log/dump.h"
 #include "log/newlines.h"
@@ -67,9 +68,11 @@ class PythonStream {
   size_t begin_ = 0, end_ = 0;
 };
 
-// (name, path or None, stream or None)
-Input input_of(const py::tuple& spec) {
+// (name, path or None, stream or None); `part` of `parts` of it
+Input input_of(const py::tuple& spec, uint32_t part, uint32_t parts) {
   Input input;
+  input.part = part;
+  input.parts = parts;
   input.name = spec[0].cast<std::string>();
   if (!spec[1].is_none()) {
     input.path = spec[1].cast<std::string>();
@@ -112,6 +115,51 @@ py::list field_arrays(const std::shared_ptr<Block>& block) {
     arrays.append(py::make_tuple(offsets, valid, ids, values));
   }
   return arrays;
+}
+
+// An array of element(0), element(1), ...
+template <typename T>
+py::array_t<uint64_t> column_of(size_t size, T&& element) {
+  py::array_t<uint64_t> out(size);
+  uint64_t* to = out.mutable_data();
+  for (size_t i = 0; i < size; ++i) to[i] = element(i);
+  return out;
+}
+
+// (line, byte, row hash) of the rows of a block of a common file.
+py::tuple row_places(const Block& block) {
+  const Columns& columns = block.columns;
+  return py::make_tuple(
+      column_of(columns.rows,
+                [&](size_t r) { return block.lines_before + columns.row_line[r] + 1; }),
+      column_of(columns.rows, [&](size_t r) { return block.chunk.offset + columns.row_begin[r]; }),
+      column_of(columns.rows, [&](size_t r) { return block.hashes[r]; }));
+}
+
+// (kind, line, byte, key, byte of the key or none, messages) of a block's findings.
+py::tuple findings(const Block& block) {
+  const std::vector<Finding>& all = block.report.findings;
+  py::list messages;
+  for (const Finding& finding : all) messages.append(py::str(finding.message));
+  const auto column = [&](auto member) {
+    return column_of(all.size(), [&](size_t i) -> uint64_t { return member(all[i]); });
+  };
+  const uint64_t offset = block.chunk.offset;
+  return py::make_tuple(
+      column([](const Finding& f) { return f.kind; }),
+      column([&](const Finding& f) { return block.lines_before + f.place.line + 1; }),
+      column([&](const Finding& f) { return offset + f.place.byte; }),
+      column([](const Finding& f) { return f.key; }), column([&](const Finding& f) {
+        return f.key_byte == Finding::kNoKey ? Finding::kNoKey : offset + f.key_byte;
+      }),
+      messages);
+}
+
+py::tuple key_places(const LogStream& stream) {
+  const std::vector<Place> places = stream.key_places();
+  return py::make_tuple(column_of(places.size(), [&](size_t i) { return places[i].file; }),
+                        column_of(places.size(), [&](size_t i) { return places[i].line; }),
+                        column_of(places.size(), [&](size_t i) { return places[i].byte; }));
 }
 
 py::dict place_dict(const LogStream& stream, const Place& place) {
@@ -259,8 +307,29 @@ void bind_log(py::module_& m) {
       .def(py::init<>())
       .def("__len__", &KeyMap::size)
       .def(
-          "keys", [](const KeyMap& keys) { return owned(keys.keys()); },
-          "All keys by row, uint64.");
+          "keys", [](const KeyMap& keys) { return owned(keys.keys()); }, "All keys by row, uint64.")
+      .def(
+          "insert",
+          [](KeyMap& keys, const py::array_t<uint64_t, py::array::c_style>& given) {
+            py::array_t<uint32_t> rows(given.size());
+            py::array_t<bool> is_new(given.size());
+            for (py::ssize_t i = 0; i < given.size(); ++i)
+              std::tie(rows.mutable_data()[i], is_new.mutable_data()[i]) =
+                  keys.insert(given.data()[i]);
+            return py::make_tuple(rows, is_new);
+          },
+          py::arg("keys"),
+          "Rows (uint32) of keys, those that are new behind the others, and which "
+          "were new.")
+      .def(
+          "find",
+          [](const KeyMap& keys, const py::array_t<uint64_t, py::array::c_style>& given) {
+            py::array_t<uint32_t> rows(given.size());
+            for (py::ssize_t i = 0; i < given.size(); ++i)
+              rows.mutable_data()[i] = keys.find(given.data()[i]);
+            return rows;
+          },
+          py::arg("keys"), "Rows (uint32) of keys; 2^32 - 1 where there is none.");
 
   py::class_<Block, std::shared_ptr<Block>>(m, "Block", "The rows of one chunk of the log.")
       .def_property_readonly("rows", [](const Block& block) { return block.columns.rows; })
@@ -299,6 +368,10 @@ void bind_log(py::module_& m) {
                arrays.append(view(block, carried, block->columns.rows));
              return arrays;
            })
+      .def_property_readonly("file", [](const Block& block) { return block.chunk.file; })
+      .def_property_readonly("lines", [](const Block& block) { return block.report.lines; })
+      .def("row_places", &row_places)
+      .def("findings", &findings)
       .def("fields", &field_arrays);
 
   py::class_<LogStream, std::unique_ptr<LogStream, JoinWithoutGil>>(
@@ -307,16 +380,19 @@ void bind_log(py::module_& m) {
                        std::vector<std::string> other_fields, std::vector<uint8_t> multi,
                        std::vector<uint8_t> weighted, std::shared_ptr<KeyMap> keys, bool discovers,
                        int threads, size_t chunk_bytes, bool skip_bad_lines, bool keep_rejects,
-                       bool count_ids, const py::object& own, const py::bytes& separators) {
+                       bool count_ids, const py::object& own, const py::bytes& separators,
+                       const py::object& shard) {
              if (threads < 1)
                throw std::invalid_argument("threads: at least 1 expected, got " +
                                            std::to_string(threads));
              if (chunk_bytes < 1 || chunk_bytes > kMostChunkBytes)
                throw std::invalid_argument("chunk_bytes: 1 to " + std::to_string(kMostChunkBytes) +
                                            " expected, got " + std::to_string(chunk_bytes));
+             uint32_t part = 0, parts = 1;
+             if (!shard.is_none()) std::tie(part, parts) = shard.cast<std::pair<int, int>>();
              std::vector<Input> specs;
              for (const py::handle& spec : inputs)
-               specs.push_back(input_of(spec.cast<py::tuple>()));
+               specs.push_back(input_of(spec.cast<py::tuple>(), part, parts));
              StreamOptions options;
              options.common = common;
              options.fields = std::move(fields);
@@ -327,6 +403,7 @@ void bind_log(py::module_& m) {
              options.skip_bad_lines = skip_bad_lines;
              options.keep_rejects = keep_rejects;
              options.count_ids = count_ids;
+             options.shard = !shard.is_none();
              options.own = own_columns(own);
              options.spelling = spelling(separators);
              return std::unique_ptr<LogStream, JoinWithoutGil>(
@@ -336,10 +413,13 @@ void bind_log(py::module_& m) {
            py::arg("other_fields"), py::arg("multi"), py::arg("weighted"), py::arg("keys"),
            py::arg("discovers"), py::arg("threads"), py::arg("chunk_bytes"),
            py::arg("skip_bad_lines"), py::arg("keep_rejects"), py::arg("count_ids"),
-           py::arg("own") = py::none(), py::arg("separators") = py::bytes())
+           py::arg("own") = py::none(), py::arg("separators") = py::bytes(),
+           py::arg("shard") = py::none())
       .def("next", &next_block)
       .def("problem", &problem_of)
       .def("totals", &totals_dict)
+      .def("input_range", &LogStream::input_range, py::arg("file"))
+      .def("key_places", &key_places)
       .def(
           "counts",
           [](const LogStream& stream, size_t field) {
@@ -367,6 +447,11 @@ void bind_log(py::module_& m) {
         std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash.digest()));
         return std::string(text);
       });
+
+  py::list kinds;
+  for (size_t a = 0; a < kAnomalies; ++a) kinds.append(anomaly_name(static_cast<Anomaly>(a)));
+  for (size_t r = 0; r < kReasons; ++r) kinds.append(reason_name(static_cast<Reason>(r)));
+  m.attr("finding_kinds") = kinds;
 
   m.def("count_newlines", &count_newlines, py::arg("path"), py::arg("threads"),
         py::call_guard<py::gil_scoped_release>(),
