@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
 from . import __version__
+from .cli_options import (
+    COUNT,
+    EXISTING,
+    FILE,
+    KEPT,
+    PATH,
+    RATE,
+    settings_options,
+    shard,
+    shares_of,
+)
 from .interruption import Interrupted
 from .printing import (
     echo_impression,
@@ -21,14 +31,6 @@ from .printing import (
     echo_rejected,
     echo_slices,
 )
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_EXISTING = click.Path(exists=True, path_type=Path)
-_FILE = click.Path(exists=True, allow_dash=True, path_type=Path)
-_PATH = click.Path(path_type=Path)
-_RATE = click.FloatRange(0, 1, min_open=True, max_open=True)
-_COUNT = click.IntRange(min=1)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -43,11 +45,11 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--out", type=_PATH, default=Path("quickstart"), show_default=True)
-@click.option("--impressions", type=_COUNT, default=200_000, show_default=True)
-@click.option("--test-impressions", type=_COUNT, help="Default: half of --impressions.")
-@click.option("--ctr", type=_RATE, default=0.1, show_default=True, help="Published: 0.0389.")
-@click.option("--cvr", type=_RATE, default=0.1, show_default=True, help="Published: 0.00535.")
+@click.option("--out", type=PATH, default=Path("quickstart"), show_default=True)
+@click.option("--impressions", type=COUNT, default=200_000, show_default=True)
+@click.option("--test-impressions", type=COUNT, help="Default: half of --impressions.")
+@click.option("--ctr", type=RATE, default=0.1, show_default=True, help="Published: 0.0389.")
+@click.option("--cvr", type=RATE, default=0.1, show_default=True, help="Published: 0.00535.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def quickstart(out: Path, **options: Any) -> None:
     """Run the whole way on a small synthetic log.
@@ -63,13 +65,13 @@ def quickstart(out: Path, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("out", type=_PATH)
-@click.option("--impressions", type=_COUNT, required=True, help="Of the training half.")
-@click.option("--test-impressions", type=_COUNT, help="Default: as in the public log.")
-@click.option("--ctr", type=_RATE, help="Mean P(click). Default: as published, 0.0389.")
-@click.option("--cvr", type=_RATE, help="Mean P(conversion | click). Default: 0.00535.")
+@click.argument("out", type=PATH)
+@click.option("--impressions", type=COUNT, required=True, help="Of the training half.")
+@click.option("--test-impressions", type=COUNT, help="Default: as in the public log.")
+@click.option("--ctr", type=RATE, help="Mean P(click). Default: as published, 0.0389.")
+@click.option("--cvr", type=RATE, help="Mean P(conversion | click). Default: 0.00535.")
 @click.option("--seed", type=click.IntRange(min=0), required=True)
-@click.option("--threads", type=_COUNT, help="Does not change a byte of the result.")
+@click.option("--threads", type=COUNT, help="Does not change a byte of the result.")
 def synth(out: Path, **options: Any) -> None:
     """Write a synthetic log into OUT.
 
@@ -82,16 +84,17 @@ def synth(out: Path, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("log", type=_EXISTING, nargs=-1)
-@click.option("--skeleton", type=_FILE, multiple=True, help="Instead of LOG; repeatable; -: stdin.")
-@click.option("--common", type=_FILE, multiple=True, help="Common rows of --skeleton or --table.")
-@click.option("--table", type=_EXISTING, multiple=True, help="Parquet, Arrow; needs --schema.")
-@click.option("--out", type=_PATH, help="LOG: OUT/train and OUT/test; --skeleton: the dataset.")
-@click.option("--schema", type=_EXISTING, help="YAML: the fields and the spelling of your own log.")
-@click.option("--threads", type=_COUNT)
+@click.argument("log", type=EXISTING, nargs=-1)
+@click.option("--skeleton", type=FILE, multiple=True, help="Instead of LOG; repeatable; -: stdin.")
+@click.option("--common", type=FILE, multiple=True, help="Common rows of --skeleton or --table.")
+@click.option("--table", type=EXISTING, multiple=True, help="Parquet, Arrow; needs --schema.")
+@click.option("--out", type=PATH, help="LOG: OUT/train and OUT/test; --skeleton: the dataset.")
+@click.option("--schema", type=EXISTING, help="YAML: the fields and the spelling of your own log.")
+@click.option("--threads", type=COUNT)
 @click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
-@click.option("--rejects", type=_PATH, help="Receives the lines that --on-error skip leaves out.")
+@click.option("--rejects", type=PATH, help="Receives the lines that --on-error skip leaves out.")
 @click.option("--check", is_flag=True, help="Read everything, list the anomalies, write nothing.")
+@click.option("--shard", callback=shard, help="i/N: only part i of N of each file; see merge.")
 def prepare(
     log: tuple[Path, ...],
     skeleton: tuple[Path, ...],
@@ -125,20 +128,34 @@ def prepare(
         if bad := sum(e["count"] for report in reports for e in report["errors"].values()):
             raise ValueError(f"{bad:,} bad lines, listed above under errors")
         return
-    for half, dataset in (result if isinstance(result, dict) else {"": result}).items():
+    halves: Any = result if isinstance(result, dict) else {"": result}
+    for half, dataset in () if "shard" in options else halves.items():
         echo_rejected(half, dataset.manifest["rejected"])
     click.echo(out)
 
 
 @cli.command()
-@click.argument("dataset", type=_EXISTING)
+@click.argument("shards", type=EXISTING, nargs=-1, required=True, metavar="SHARD...")
+@click.option("--out", type=PATH, required=True, help="The dataset.")
+def merge(shards: tuple[Path, ...], out: Path) -> None:
+    """Join the shards of a log (prepare --shard), all of them, in any order, into its dataset."""
+    from .merge_shards import merge_shards
+
+    echo_rejected("", merge_shards(shards, out, progress=True).manifest["rejected"])
+    click.echo(out)
+
+
+@cli.command()
+@click.argument("dataset", type=EXISTING)
 @click.option("--json", "as_json", is_flag=True)
 @click.option("--verify", is_flag=True, help="Also check the files against their checksums.")
 def info(dataset: Path, as_json: bool, verify: bool) -> None:
-    """Say what a dataset holds."""
+    """Say what a dataset, or a shard of one, holds."""
     from .dataset import Dataset
+    from .manifest import is_shard
+    from .shards import Shard
 
-    facts = Dataset(dataset).info(verify=verify)
+    facts = (Shard if is_shard(dataset) else Dataset)(dataset).info(verify=verify)
     if as_json:
         echo_json(facts)
         return
@@ -149,8 +166,8 @@ def info(dataset: Path, as_json: bool, verify: bool) -> None:
 
 
 @cli.command()
-@click.argument("dataset", type=_EXISTING)
-@click.option("-n", type=_COUNT, default=5, show_default=True)
+@click.argument("dataset", type=EXISTING)
+@click.option("-n", type=COUNT, default=5, show_default=True)
 def head(dataset: Path, n: int) -> None:
     """Print the first impressions of a dataset."""
     from .dataset import Dataset
@@ -160,8 +177,8 @@ def head(dataset: Path, n: int) -> None:
 
 
 @cli.command()
-@click.argument("dataset", type=_EXISTING)
-@click.option("--out", type=_PATH, required=True)
+@click.argument("dataset", type=EXISTING)
+@click.option("--out", type=PATH, required=True)
 def dump(dataset: Path, out: Path) -> None:
     """Write a dataset as a raw log again."""
     from .dataset import Dataset
@@ -170,52 +187,20 @@ def dump(dataset: Path, out: Path) -> None:
     click.echo(out)
 
 
-def _widths(context: click.Context, option: click.Parameter, value: str | None) -> Any:
-    if value is None:
-        return None
-    try:
-        return [int(width) for width in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"expected widths like 360,200,80, got {value!r}") from None
-
-
-def _settings_options(command: Command) -> Command:
-    """Adds the options of `config.Settings`; one that is not given leaves its setting alone."""
-    options = [
-        click.option("--epochs", type=_COUNT),
-        click.option("--batch-size", type=_COUNT),
-        click.option("--lr", type=float, help="Learning rate of tables and towers."),
-        click.option("--dim", type=_COUNT, help="Embedding dimension."),
-        click.option("--hidden", callback=_widths, help="Hidden layers, e.g. 360,200,80."),
-        click.option("--init-std", type=float),
-        click.option("--min-count", type=_COUNT, help="Of a feature id, to get a row of its own."),
-        click.option("--group-limit", type=_COUNT, help="Neighbours kept together in shuffling."),
-        click.option("--labels", type=click.Choice(["and", "drop", "raw"])),
-        click.option("--table-optimizer", type=click.Choice(["lazy_adam", "adam"])),
-        click.option("--warmup-steps", type=click.IntRange(min=0)),
-        click.option("--schedule", type=click.Choice(["constant", "linear", "cosine"])),
-        click.option("--final-lr-share", type=click.FloatRange(0, 1)),
-        click.option("--seed", type=click.IntRange(min=0)),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @cli.command()
-@click.option("--train", "train_set", type=_EXISTING, help="Dataset to train on.")
-@click.option("--valid", type=_EXISTING, help="Dataset to evaluate after each epoch.")
-@click.option("--config", "config_file", type=_EXISTING, help="YAML; options override it.")
+@click.option("--train", "train_set", type=EXISTING, help="Dataset to train on.")
+@click.option("--valid", type=EXISTING, help="Dataset to evaluate after each epoch.")
+@click.option("--config", "config_file", type=EXISTING, help="YAML; options override it.")
 @click.option("--method", help="esmm (default), ctr, base, aman-10, ...; see `compare`.")
-@click.option("--out", type=_PATH, required=True, help="RUN; must not exist without --resume.")
+@click.option("--out", type=PATH, required=True, help="RUN; must not exist without --resume.")
 @click.option("--resume", is_flag=True, help="Continue RUN, to the same bits; begin it if missing.")
-@click.option("--evaluate-steps", type=_COUNT, help="Evaluate within an epoch too.")
-@click.option("--patience", type=_COUNT, help="Evaluations without improvement before stopping.")
+@click.option("--evaluate-steps", type=COUNT, help="Evaluate within an epoch too.")
+@click.option("--patience", type=COUNT, help="Evaluations without improvement before stopping.")
 @click.option("--stop-metric", help="What must improve, e.g. cvr.auc. Default: the log loss.")
 @click.option("--checkpoint-minutes", type=click.FloatRange(min=0), help="Default: 10.")
-@click.option("--keep-checkpoints", type=_COUNT, help="Default: 2.")
+@click.option("--keep-checkpoints", type=COUNT, help="Default: 2.")
 @click.option("--tensorboard", is_flag=True, default=None, help="Write RUN/tensorboard too.")
-@_settings_options
+@settings_options
 def train(
     train_set: Path | None,
     valid: Path | None,
@@ -257,21 +242,13 @@ def train(
     click.echo(out / "report.html")
 
 
-_KEPT = click.option(
-    "--unclicked-kept",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    help="Share of the unclicked impressions that the training set kept: corrects the pCTR.",
-)
-
-
 @cli.command()
-@click.argument("run", type=_EXISTING)
-@click.argument("dataset", type=_EXISTING)
-@click.option("--truth", type=_EXISTING, help="Parquet file with sample_id, pctr and pcvr.")
+@click.argument("run", type=EXISTING)
+@click.argument("dataset", type=EXISTING)
+@click.option("--truth", type=EXISTING, help="Parquet file with sample_id, pctr and pcvr.")
 @click.option("--by", multiple=True, help="Field, for the calibration by feature id; repeatable.")
-@click.option("--top", type=_COUNT, default=10, show_default=True, help="Slices shown of each.")
-@_KEPT
+@click.option("--top", type=COUNT, default=10, show_default=True, help="Slices shown of each.")
+@KEPT
 @click.option("--json", "as_json", is_flag=True, help="All of it, with all slices.")
 def evaluate(
     run: Path,
@@ -304,10 +281,10 @@ def evaluate(
 
 
 @cli.command()
-@click.argument("run", type=_EXISTING)
-@click.argument("dataset", type=_EXISTING)
-@click.option("--out", type=_PATH, required=True, help="Parquet file; must not exist.")
-@_KEPT
+@click.argument("run", type=EXISTING)
+@click.argument("dataset", type=EXISTING)
+@click.option("--out", type=PATH, required=True, help="Parquet file; must not exist.")
+@KEPT
 def predict(run: Path, dataset: Path, out: Path, unclicked_kept: float) -> None:
     """Write pctr, pcvr and pctcvr of every impression, by sample_id."""
     from .dataset import Dataset
@@ -320,31 +297,19 @@ def predict(run: Path, dataset: Path, out: Path, unclicked_kept: float) -> None:
     click.echo(f"{count:,} impressions -> {out}")
 
 
-def _shares(context: click.Context, option: click.Parameter, value: str | None) -> Any:
-    if value is None:
-        return None
-    try:
-        shares = [float(share) for share in value.split(",")]
-    except ValueError:
-        shares = []
-    if not shares or not all(0 < share <= 100 for share in shares):
-        raise click.BadParameter(f"expected percents like 1,20,40,100, got {value!r}")
-    return shares
-
-
 @cli.command()
-@click.option("--train", "train_set", type=_EXISTING, required=True, help="Dataset.")
-@click.option("--test", "test_set", type=_EXISTING, required=True, help="Dataset.")
+@click.option("--train", "train_set", type=EXISTING, required=True, help="Dataset.")
+@click.option("--test", "test_set", type=EXISTING, required=True, help="Dataset.")
 @click.option(
     "--methods", default="base,esmm", show_default=True, help="Names; all: the paper's seven."
 )
-@click.option("--repeats", type=_COUNT, default=10, show_default=True)
-@click.option("--truth", type=_EXISTING, help="Truth of the test set, where it is synthetic.")
+@click.option("--repeats", type=COUNT, default=10, show_default=True)
+@click.option("--truth", type=EXISTING, help="Truth of the test set, where it is synthetic.")
 @click.option("--holdout", type=click.FloatRange(0, 0.5), default=0.0, help="Share, end of train.")
 @click.option("--select", type=click.Choice(["test", "valid"]), default="test", show_default=True)
-@click.option("--train-shares", callback=_shares, help="Percents of groups, e.g. 1,20,40,100.")
-@click.option("--out", type=_PATH, required=True, help="New, or a comparison to go on with.")
-@_settings_options
+@click.option("--train-shares", callback=shares_of, help="Percents of groups, e.g. 1,20,40,100.")
+@click.option("--out", type=PATH, required=True, help="New, or a comparison to go on with.")
+@settings_options
 def compare(
     train_set: Path,
     test_set: Path,

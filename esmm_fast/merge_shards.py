@@ -17,11 +17,10 @@ import pyarrow.compute as pc
 from ._compiled import _native
 from .dataset_files import TABLES, write_dataset
 from .logs import LogError, SideReport, key_rows, report_of_keys, require_impressions
-from .manifest import DatasetError
 from .progress import Progress
 from .record_batches import Layout, narrowed, needed_layout, promoted_schema
 from .schema import Field, Schema, Side
-from .shards import Shard
+from .shards import Shard, in_order
 from .staging import staged_directory
 
 if TYPE_CHECKING:
@@ -69,67 +68,6 @@ def merge_shards(
     from .dataset import Dataset
 
     return Dataset(out)
-
-
-def in_order(shards: list[Shard]) -> list[Shard]:
-    """Returns part 1 to n of one log.
-
-    Raises:
-        DatasetError: They are not that; it names the shard.
-    """
-    if not shards:
-        raise DatasetError("shards: all parts of a log expected, got none")
-    first = shards[0]
-    by_part: dict[int, Shard] = {}
-    for shard in shards:
-        _require_same(first, shard)
-        if (other := by_part.setdefault(shard.part, shard)) is not shard:
-            raise DatasetError(
-                f"{shard.path} is shard {shard.part}/{shard.parts}, and so is {other.path}; "
-                "expected each part once"
-            )
-    missing = [part for part in range(1, first.parts + 1) if part not in by_part]
-    if missing:
-        shown = ", ".join(f"{part}/{first.parts}" for part in missing[:8])
-        raise DatasetError(
-            f"shard {shown}{', ...' if len(missing) > 8 else ''} is missing; expected all "
-            f"{first.parts} parts, got {len(by_part)}: {', '.join(str(s.path) for s in shards[:8])}"
-            f"{', ...' if len(shards) > 8 else ''}"
-        )
-    return [by_part[part] for part in range(1, first.parts + 1)]
-
-
-def _require_same(first: Shard, shard: Shard) -> None:
-    if shard.parts != first.parts:
-        raise DatasetError(
-            f"{shard.path} is shard {shard.part}/{shard.parts}; expected one of {first.parts}, as "
-            f"{first.path} is {first.part}/{first.parts}"
-        )
-    for name, meaning in (
-        ("schema", "another schema"),
-        ("log_format", "another spelling of the log"),
-        ("on_error", "another on_error"),
-        ("chunk_bytes", "other chunk_bytes"),
-    ):
-        if (got := shard.manifest[name]) != (expected := first.manifest[name]):
-            raise DatasetError(
-                f"{shard.path} was made with {meaning} than {first.path}; "
-                f"expected {expected!r:.80}, got {got!r:.80}"
-            )
-    for side, files in first.manifest["inputs"].items():
-        others = shard.manifest["inputs"][side]
-        if len(others) != len(files):
-            raise DatasetError(
-                f"{shard.path} is a shard of another log than {first.path}: expected {len(files)} "
-                f"files of the {side} side, got {len(others)}"
-            )
-        for one, other in zip(files, others, strict=True):
-            if (one["bytes"], one["fingerprint"]) != (other["bytes"], other["fingerprint"]):
-                raise DatasetError(
-                    f"{shard.path} is a shard of another log than {first.path}: its "
-                    f"{other['name']} ({other['bytes']} bytes) is not {one['name']} "
-                    f"({one['bytes']} bytes)"
-                )
 
 
 class MergedShards:
@@ -320,14 +258,15 @@ class MergedShards:
         return self._missing_at(file, part, line, byte, key)
 
     def _missing_at(self, file: int, part: int, line: int, byte: int, key: int) -> dict[str, Any]:
-        own = self._manifest["own_key"]
-        name, got = ("key", "another") if own else ("common_feature_index", f"'{key:016x}'")
+        kind = self._manifest["key_kind"]
+        name = "common_feature_index" if kind == "usual" else "key"
+        got = {"decimal": f"'{key}'", "text": f"one whose XXH64 is {key:016x}"}
         return {
             "file": self.sources["impression"][file],
             "line": line + self._lines_before("impression", file, part),
             "byte": byte,
             "message": f"no common row has this {name}; expected a key of the common files, "
-            f"got {got}",
+            f"got {got.get(kind, repr(f'{key:016x}'))}",
         }
 
     def _layout_of_the_kept(self, rows: list[np.ndarray]) -> Layout:

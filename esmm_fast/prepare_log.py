@@ -37,7 +37,7 @@ def prepare(
     progress: bool = False,
     shard: tuple[int, int] | None = None,
     chunk_bytes: int = CHUNK_BYTES,
-) -> Any:
+) -> Dataset | Shard | dict[str, Dataset] | dict[str, Shard] | dict[str, Any]:
     """Writes the dataset of a log and returns it.
 
     Args:
@@ -76,8 +76,8 @@ def prepare(
         chunk_bytes: Text per chunk and record batch, in bytes.
 
     Returns:
-        The `Dataset` (with `shard`, the `Shard`); for a `logdir` with halves, ``{"train": Dataset, "test": Dataset}``. With
-        `check`, a report instead: the counts of `Dataset.info`, `anomalies` and `errors` as {class:
+        The `Dataset` (with `shard`, the `Shard`); for a `logdir` with halves, ``{"train": Dataset,
+        "test": Dataset}``. With `check`, a report instead: the counts of `Dataset.info`, `anomalies` and `errors` as {class:
         {count, first (, message)}}.
 
     Raises:

@@ -150,6 +150,67 @@ class Shard:
             yield reader.get_batch(i)
 
 
+def in_order(shards: list[Shard]) -> list[Shard]:
+    """Returns part 1 to n of one log.
+
+    Raises:
+        DatasetError: They are not that; it names the shard.
+    """
+    if not shards:
+        raise DatasetError("shards: all parts of a log expected, got none")
+    first = shards[0]
+    by_part: dict[int, Shard] = {}
+    for shard in shards:
+        _require_same(first, shard)
+        if (other := by_part.setdefault(shard.part, shard)) is not shard:
+            raise DatasetError(
+                f"{shard.path} is shard {shard.part}/{shard.parts}, and so is {other.path}; "
+                "expected each part once"
+            )
+    missing = [part for part in range(1, first.parts + 1) if part not in by_part]
+    if missing:
+        shown = ", ".join(f"{part}/{first.parts}" for part in missing[:8])
+        raise DatasetError(
+            f"shard {shown}{', ...' if len(missing) > 8 else ''} is missing; expected all "
+            f"{first.parts} parts, got {len(by_part)}: {', '.join(str(s.path) for s in shards[:8])}"
+            f"{', ...' if len(shards) > 8 else ''}"
+        )
+    return [by_part[part] for part in range(1, first.parts + 1)]
+
+
+def _require_same(first: Shard, shard: Shard) -> None:
+    if shard.parts != first.parts:
+        raise DatasetError(
+            f"{shard.path} is shard {shard.part}/{shard.parts}; expected one of {first.parts}, as "
+            f"{first.path} is {first.part}/{first.parts}"
+        )
+    for name, meaning in (
+        ("schema", "another schema"),
+        ("log_format", "another spelling of the log"),
+        ("on_error", "another on_error"),
+        ("chunk_bytes", "other chunk_bytes"),
+    ):
+        if (got := shard.manifest[name]) != (expected := first.manifest[name]):
+            raise DatasetError(
+                f"{shard.path} was made with {meaning} than {first.path}; "
+                f"expected {expected!r:.80}, got {got!r:.80}"
+            )
+    for side, files in first.manifest["inputs"].items():
+        others = shard.manifest["inputs"][side]
+        if len(others) != len(files):
+            raise DatasetError(
+                f"{shard.path} is a shard of another log than {first.path}: expected {len(files)} "
+                f"files of the {side} side, got {len(others)}"
+            )
+        for one, other in zip(files, others, strict=True):
+            if (one["bytes"], one["fingerprint"]) != (other["bytes"], other["fingerprint"]):
+                raise DatasetError(
+                    f"{shard.path} is a shard of another log than {first.path}: its "
+                    f"{other['name']} ({other['bytes']} bytes) is not {one['name']} "
+                    f"({one['bytes']} bytes)"
+                )
+
+
 def parse_shard(text: str) -> tuple[int, int]:
     """Returns (i, n) of ``"i/n"``.
 
@@ -205,7 +266,7 @@ def write_shard(
     rejects: Callable[[bytes], object] | None = None,
     **settings: Any,
 ) -> None:
-    """Writes part i (from 0) of n of a log into an empty directory; `settings` as of `LogReader`."""
+    """Writes part i (from 0) of n of a log into an empty directory; `settings`: of `LogReader`."""
     notes = _Notes(folder)
     reader = LogReader(skeleton, common, shard=part, on_block=notes.take, **settings)
     facts: dict[str, dict[str, Any]] = {}
@@ -249,7 +310,7 @@ def write_shard(
         "label_counts": reader.label_counts,
         "numbered": reader.numbered,
         "keyed": reader.format.key in reader.format.columns,
-        "own_key": not reader.format.usual,
+        "key_kind": "usual" if reader.format.usual else reader.format.key_kind,
         "synthetic": reader.synthetic,
         "inputs": inputs,
         "files": facts,

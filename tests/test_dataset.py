@@ -19,7 +19,7 @@ import slow_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esmm_fast import dataset_files, prepare_log
+from esmm_fast import dataset_files
 from esmm_fast.dataset import Dataset, DatasetError
 from esmm_fast.logs import LogError
 from esmm_fast.manifest import schema_from_dict, schema_to_dict

@@ -40,6 +40,9 @@ ORDER = [
     "tables",
     "synth",
     "dataset",
+    "dataset_files",
+    "shards",
+    "merge_shards",
     "prepare_log",
     "embedding",
     "embedding_bag",
@@ -76,6 +79,7 @@ ORDER = [
     "report",
     "quickstart",
     "printing",
+    "cli_options",
     "cli",
 ]
 DATA_SIDE = {"logs", "synth", "dataset", "prepare_log", "batches"}
