@@ -139,6 +139,8 @@ class MergedShards:
         for batch in batches:
             yield batch, self.layouts[side]
         report.occurrences = self._occurrences(side)
+        if side == "common":
+            self._match()  # before the impressions: it says in which layout they are
 
     # ---- Common rows
 
@@ -191,21 +193,14 @@ class MergedShards:
 
     def _impressions(self, report: SideReport) -> Iterator[pa.RecordBatch]:
         """Yields the impressions with the numbers of their common rows."""
-        keys = [shard.open("keys.arrow").read_all() for shard in self._shards]
         if self._is_discovered:
-            self._discover(keys)
-        rows = [self._keys.find(table["key"].to_numpy()) for table in keys]
-        is_missing = any((r == _NONE).any() for r in rows)
-        if is_missing and not self._skips:
-            raise LogError.at({**self._first_missing(keys, rows), "reason": "missing_common_row"})
-        if is_missing:
-            self.layouts["impression"] = self._layout_of_the_kept(rows)
+            self._match()
         used = np.zeros(len(self._keys), bool)
         numbered = kept_rows = 0
         has_common_row = True
         missing = 0
         for file, shard, _ in self._parts("impression"):
-            rows_of_shard = rows[shard.part - 1]
+            rows_of_shard = self._rows[shard.part - 1]
             for batch in shard.batches(TABLES["impression"], "impression", file):
                 has_common_row = "common_row" in batch.schema.names
                 if has_common_row:
@@ -228,7 +223,7 @@ class MergedShards:
                 kept_rows += batch.num_rows
                 if batch.num_rows:
                     layout = self.layouts["impression"]
-                    if is_missing:
+                    if self._is_missing:
                         batch = narrowed(batch, "impression", self.fields("impression"), layout)
                     yield batch
         report.common_rows_used = (
@@ -236,21 +231,31 @@ class MergedShards:
         )
         if self._skips:
             self._tally_findings(report)
-            if is_missing:
-                first = self._first_missing(keys, rows)
-                self._count_missing(report, first, missing)
+            if self._is_missing:
+                self._count_missing(report, self._first_missing(), missing)
 
-    def _discover(self, keys: list[pa.Table]) -> None:
-        """Numbers the keys in the order in which they appear in the files."""
-        tables = [t.append_column("part", pa.array(np.full(len(t), i))) for i, t in enumerate(keys)]
-        found = pa.concat_tables(tables)
-        order = np.lexsort([found[name].to_numpy() for name in ("line", "part", "file")])
-        self._keys.insert(found["key"].to_numpy()[order])
+    def _match(self) -> None:
+        """Finds the common row of each key of each shard.
 
-    def _first_missing(self, keys: list[pa.Table], rows: list[np.ndarray]) -> dict[str, Any]:
+        Without common files, the keys are numbered in the order in which they appear.
+        """
+        self._keys_of = [shard.open("keys.arrow").read_all() for shard in self._shards]
+        if self._is_discovered:
+            parts = [np.full(len(table), part) for part, table in enumerate(self._keys_of)]
+            found = pa.concat_tables(self._keys_of).append_column("part", [np.concatenate(parts)])
+            order = np.lexsort([found[name].to_numpy() for name in ("line", "part", "file")])
+            self._keys.insert(found["key"].to_numpy()[order])
+        self._rows = [self._keys.find(table["key"].to_numpy()) for table in self._keys_of]
+        self._is_missing = any((rows == _NONE).any() for rows in self._rows)
+        if self._is_missing and not self._skips:
+            raise LogError.at({**self._first_missing(), "reason": "missing_common_row"})
+        if self._is_missing:
+            self.layouts["impression"] = self._layout_of_the_kept()
+
+    def _first_missing(self) -> dict[str, Any]:
         """Returns the place and message of the first stored impression without a common row."""
         firsts = []
-        for part, (table, numbers) in enumerate(zip(keys, rows, strict=True)):
+        for part, (table, numbers) in enumerate(zip(self._keys_of, self._rows, strict=True)):
             for i in np.flatnonzero(numbers == _NONE)[:1]:
                 entry = table.slice(int(i), 1).to_pylist()[0]
                 firsts.append((entry["file"], part, entry["line"], entry["byte"], entry["key"]))
@@ -269,13 +274,13 @@ class MergedShards:
             f"got {got.get(kind, repr(f'{key:016x}'))}",
         }
 
-    def _layout_of_the_kept(self, rows: list[np.ndarray]) -> Layout:
+    def _layout_of_the_kept(self) -> Layout:
         """Returns the layout that the impressions with a common row need."""
         fields = self.fields("impression")
         layout = Layout.of(fields, self.layouts["impression"].fixed)
         for file, shard, _ in self._parts("impression"):
             for batch in shard.batches(TABLES["impression"], "impression", file):
-                kept = rows[shard.part - 1][batch.column("common_row").to_numpy()] != _NONE
+                kept = self._rows[shard.part - 1][batch.column("common_row").to_numpy()] != _NONE
                 layout |= needed_layout(batch.filter(pa.array(kept)), fields, layout)
         return layout
 

@@ -77,8 +77,8 @@ def prepare(
 
     Returns:
         The `Dataset` (with `shard`, the `Shard`); for a `logdir` with halves, ``{"train": Dataset,
-        "test": Dataset}``. With `check`, a report instead: the counts of `Dataset.info`, `anomalies` and `errors` as {class:
-        {count, first (, message)}}.
+        "test": Dataset}``. With `check`, a report instead: the counts of `Dataset.info`,
+        `anomalies` and `errors` as {class: {count, first (, message)}}.
 
     Raises:
         LogError: ``file:line (byte N): reason; expected ..., got ...`` at the first bad line in

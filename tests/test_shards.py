@@ -125,8 +125,9 @@ def test_a_log_without_common_files(tmp_path: Path, parts: int) -> None:
 
 @pytest.mark.parametrize("key_kind", ["hex", "decimal", "text", None])
 def test_a_log_with_columns_of_its_own(tmp_path: Path, key_kind: Any) -> None:
+    common_fields = (Field("7", "common"),) if key_kind else ()
     own = Schema(
-        (Field("7", "common"), Field("8", multi=True)), ("view", "cart", "buy"), 1, None, ("hour",)
+        (*common_fields, Field("8", multi=True)), ("view", "cart", "buy"), 1, None, ("hour",)
     )
     keyed = () if key_kind is None else ("user",)
     format = LogFormat(
@@ -232,7 +233,7 @@ def test_what_only_the_whole_log_shows_is_the_error_of_the_single_run(
     lines = [LINE.format(i, 0, i % 5, i) for i in range(20)]
     rows = [COMMON.format(key, key) for key in range(5)]
     cases = {
-        "missing": (lines + [LINE.format(20, 0, 77, 1), LINE.format(21, 0, 78, 1)], rows),
+        "missing": ([*lines, LINE.format(20, 0, 77, 1), LINE.format(21, 0, 78, 1)], rows),
         "conflicting": (lines, rows * 3 + [COMMON.format(3, 4), COMMON.format(1, 0)]),
         "none": (["\n"] * 50, rows),
     }
