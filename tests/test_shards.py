@@ -174,6 +174,8 @@ def spoiled(rng: random.Random, text: str, common: bool) -> str:
             lines[i] = line.replace("\x03", "\x03x", 1)
         else:
             lines[i] = ""
+    if common:
+        lines += [COMMON.format(255, number).rstrip("\n") for number in (1, 2)]
     return "\n".join(lines)
 
 
@@ -193,9 +195,9 @@ def test_skipped_lines_are_those_of_the_single_run(
         whole = prepare(out=folder / "whole", chunk_bytes=400, **log)
         paths = sharded(folder, parts, chunk_bytes=400, **log)
         merged = merge_shards(paths[::-1], folder / "merged")
-        assert_equal(merged, whole, bits=False)
+        assert_equal(merged, whole)
         seen |= set(merged.manifest["rejected"])
-    assert seen >= {"missing_common_row", "conflicting_common_row", "wrong_separator", "bad_value"}
+    assert seen >= {"missing_common_row", "conflicting_common_row", "wrong_separator"}
 
 
 def test_a_field_that_only_a_skipped_impression_widens_stays_narrow(tmp_path: Path) -> None:
@@ -207,7 +209,7 @@ def test_a_field_that_only_a_skipped_impression_widens_stays_narrow(tmp_path: Pa
     merged = assert_merges(tmp_path, 2, random.Random(0), **log)
     assert merged.impressions.schema.field("205").type == "uint32"
     assert merged.manifest["anomalies"] == {} and merged.manifest["promoted"] == {}
-    assert merged.manifest["rejected"]["missing_common_row"]["first"].endswith(":2 (byte 48)")
+    assert merged.manifest["rejected"]["missing_common_row"]["first"].endswith(":2 (byte 41)")
 
 
 # ---- Errors of the log
