@@ -46,6 +46,11 @@ def parameters(run: Path) -> dict[str, dict[str, torch.Tensor]]:
     return {name: load_file(found.path / f"{name}.safetensors") for name in found.networks}
 
 
+def step_saved(folder: Path) -> int:
+    """Returns the step of the newest checkpoint in a folder, 0 where there is none."""
+    return max((int(path.name[5:]) for path in folder.glob("step-*")), default=0)
+
+
 def lines(run: Path) -> list[dict[str, Any]]:
     """Returns metrics.jsonl without the times."""
     found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -93,27 +98,30 @@ def test_kills_at_random_moments_change_no_bit(
     options += ["--evaluate-steps", 100, "--keep-checkpoints", 1]
     status, output = forking.run("train", *options, "--out", tmp_path / "whole")
     assert status == 0, output
+    last = checkpoint.latest(tmp_path / "whole" / "checkpoints").step
 
-    def saved() -> list[str]:
-        return sorted(p.name for p in (tmp_path / "killed" / "checkpoints").glob("step-*"))
-
-    draw, kills, seen = random.Random(0), 0, set()
+    draw, saved = random.Random(0), tmp_path / "killed" / "checkpoints"
     options += ["--checkpoint-minutes", 0.0003, "--resume", "--out", tmp_path / "killed"]
-    for attempt in range(11):
-        before = saved()
+    for _ in range(3):  # while it begins, perhaps before the run is there
         process = forking.start("train", *options)
-        if attempt < 10:
-            deadline = time.monotonic() + 60
-            while attempt % 2 and saved() == before and time.monotonic() < deadline:
-                time.sleep(0.001)  # every second time it gets on; else it dies while it begins
-            time.sleep(draw.uniform(0, 0.05 if attempt % 2 else 0.4))
-            forking.send(process, signal.SIGKILL)
-        if (status := forking.status()) == 0:
-            break
-        assert status == -signal.SIGKILL, forking.output.read_text()
-        kills += 1
-        seen.update(saved())
-    assert status == 0 and kills >= 5 and len(seen) >= 3, (status, kills, seen)
+        time.sleep(draw.uniform(0, 0.3))
+        forking.send(process, signal.SIGKILL)
+        assert forking.status() in (0, -signal.SIGKILL), forking.output.read_text()
+    steps = [step_saved(saved)]
+    while steps[-1] < last:  # each time killed a moment after it came a little further
+        process = forking.start("train", *options)
+        further = min(steps[-1] + draw.randint(1, last // 6), last)
+        deadline = time.monotonic() + 60
+        while step_saved(saved) < further:
+            assert time.monotonic() < deadline, forking.output.read_text()
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.02))
+        forking.send(process, signal.SIGKILL)
+        assert forking.status() in (0, -signal.SIGKILL), forking.output.read_text()
+        steps.append(step_saved(saved))
+    assert len(steps) > 2
+    status, output = forking.run("train", *options)
+    assert status == 0, output
     assert_same(tmp_path / "killed", tmp_path / "whole")
     assert (tmp_path / "killed" / "report.html").exists()
 
