@@ -23,7 +23,16 @@ from .train import Truth
 MARKER = "quickstart.json"
 """Says that a directory was made here, so that a later quickstart may replace it."""
 
-ENTRIES = (MARKER, "log", "data", "results.json", "results.md", "report.html")
+ENTRIES = (
+    MARKER,
+    "log",
+    "data",
+    "results.json",
+    "results.md",
+    "runs.csv",
+    "runs.parquet",
+    "report.html",
+)
 """All that a quickstart writes into its directory."""
 
 SETTINGS = Settings(batch_size=128, group_limit=4, min_count=2)

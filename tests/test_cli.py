@@ -227,8 +227,29 @@ def test_compare(
     assert "| BASE |" in shown and "| ESMM |" in shown
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["synthetic"]["ctr"] == 0.2 and results["settings"]["dim"] == 4
-    status, _, error = call(capsys, "compare", *options)
-    assert status == 1 and "expected nothing there yet, but it exists" in error
+    families = ["base", "aman", "oversampling", "unbias", "division", "esmm-ns", "esmm"]
+    assert list(results["families"]) == families
+    assert results["command"].startswith("esmm-fast ")
+    options += ["--truth", synthetic_log.truth_path]
+    status, shown, error = call(capsys, "compare", *options)  # goes on where it ended
+    assert status == 0 and "14 of 14 runs are there already" in shown, error
+    status, _, error = call(capsys, "compare", *options, "--lr", 0.5)
+    assert status == 1 and "settings.lr = 0.001, asked for is 0.5" in error
+
+
+def test_compare_on_shares_of_the_training_set(
+    synthetic_log: SyntheticLog, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: list[object] = ["--train", synthetic_log.train_path, "--test", synthetic_log.test_path]
+    options += ["--methods", "base", "--repeats", 1, "--out", tmp_path / "out", *SMALL]
+    status, shown, error = call(capsys, "compare", *options, "--train-shares", "40,100")
+    assert status == 0, error
+    assert "40 % of the training groups" in shown
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [share["percent"] for share in results["shares"]] == [40, 100]
+    for bad in ("0,100", "many", "101"):
+        status, _, error = call(capsys, "compare", *options, "--train-shares", bad)
+        assert status == 2 and "expected percents like 1,20,40,100" in error
 
 
 def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
