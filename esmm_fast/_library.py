@@ -1,50 +1,33 @@
-"""Finds and loads the compiled libraries; explains a failure with its likely causes."""
+"""Loads the operator libraries, and chooses their instruction set."""
 
 import ctypes
-import importlib.metadata
+import hashlib
 import os
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-
-def _find(name: str) -> Path | None:
-    import esmm_fast
-
-    for folder in esmm_fast.__path__:  # an editable install has two: sources and built files
-        path = Path(folder) / name
-        if path.exists():
-            return path
-    return None
+from ._compiled import find, missing, unloadable
 
 
 def _load(name: str) -> ctypes.CDLL:
-    path = _find(name)
-    torch_line = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
+    path = find(name)
     if path is None:
-        import esmm_fast
-
-        raise ImportError(
-            f"esmm_fast was imported from {list(esmm_fast.__path__)}, but {name} is not there. "
-            "Likely causes:\n"
-            "  1. Python started in the source folder, hiding the installed package: start it\n"
-            "     elsewhere, or call `pytest` instead of `python -m pytest`.\n"
-            "  2. The package was copied instead of installed: run `pip install .`"
-        )
+        raise ImportError(missing(name))
     try:
         torch.ops.load_library(str(path))
         return ctypes.CDLL(str(path))  # the same library, for its C functions
     except OSError as error:
-        raise ImportError(
-            f"{path} could not be loaded with {torch_line}: {error.__cause__ or error}. "
-            "Likely causes:\n"
-            "  1. torch is older than 2.10, the first with the stable ABI esmm_fast is built on.\n"
-            "  2. The library was built for another platform or C++ runtime:\n"
-            "     `pip install --force-reinstall --no-deps .`\n"
-            "  3. A conda environment brings an older libstdc++ than the compiler that built it."
-        ) from error
+        torch_line = f"torch {torch.__version__} (CUDA {torch.version.cuda})"
+        raise ImportError(unloadable(path, error.__cause__ or error, torch_line)) from error
 
+
+_torch = tuple(int(part) for part in torch.__version__.split(".")[:2])
+if not (2, 10) <= _torch < (2, 14):
+    warnings.warn(f"esmm_fast was tested with torch 2.10 to 2.13; this is {torch.__version__}")
 
 _cpu = _load("libesmm_fast_cpu.so")
 _cpu.esmm_fast_isa.restype = _cpu.esmm_fast_isas.restype = ctypes.c_char_p
@@ -54,7 +37,7 @@ cuda_unavailable: str | None = None
 
 if torch.version.cuda is None:
     cuda_unavailable = f"torch {torch.__version__} has no CUDA"
-elif _find("libesmm_fast_cuda.so") is None:
+elif find("libesmm_fast_cuda.so") is None:
     cuda_unavailable = "esmm_fast was built without CUDA (ESMM_FAST_CUDA=ON needs nvcc)"
 else:
     try:
@@ -63,6 +46,7 @@ else:
         cuda_unavailable = str(error)
 
 
+_OWN = "esmm_fast::"
 _implementations = torch.library.Library("esmm_fast", "IMPL")
 
 
@@ -80,6 +64,28 @@ def bumps_version(name: str) -> None:
         return result
 
     _implementations.impl(name, bump, "ADInplaceOrView", with_keyset=True)
+
+
+def operators_fingerprint(sources: Iterable[Path]) -> str:
+    """Returns a hash of the operators: their schemas, and the Python files of their autograd."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(n for n in torch._C._dispatch_get_all_op_names() if _OWN in n):
+        schema = torch._C._get_schema(*(name.split(".") if "." in name else (name, "")))
+        digest.update(str(schema).encode())
+    for path in sorted(sources):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def key_compile_caches(fingerprint: str) -> None:
+    """Adds the operators' fingerprint to the key of torch.compile's caches on disk.
+
+    What torch keeps of a compiled graph holds the operators' fake kernels and backward passes as
+    they were traced, under a key that knows the operators' names alone: without this, a graph from
+    before an upgrade of esmm_fast would run after it.
+    """
+    tag = torch.compiler.config.cache_key_tag
+    torch.compiler.config.cache_key_tag = f"{tag} esmm_fast-{fingerprint}".strip()
 
 
 def set_isa(name: str) -> None:
@@ -119,8 +125,3 @@ if _wanted_isa := os.environ.get("ESMM_FAST_ISA"):
         set_isa(_wanted_isa)
     except ValueError as error:
         raise ImportError(f"environment variable ESMM_FAST_ISA: {error}") from error
-
-
-def version() -> str:
-    """Returns the installed version of the package."""
-    return importlib.metadata.version("esmm_fast")

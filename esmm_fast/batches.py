@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 import weakref
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-import esmm_fast._native as _native
-
+from ._compiled import _native
 from .batch import Batch
-from .columns import batch_source, contradicting_labels
+from .columns import Carried, batch_source, carried_columns, contradicting_labels
+from .machine import usable_cores
 from .plan import Plan
 from .schema import Schema
 from .vocabulary import LogTables, Vocabulary
@@ -67,9 +66,10 @@ class Batches:
         epoch: The epoch of the batch that comes next.
 
     A batch has U common rows in the order in which its impressions first name them, `sample_id`,
-    and a plan that is ready. `plan.weights` is None where no field is weighted. Without common rows
-    in the dataset every impression is a group of its own. The weights of a weighted view
-    (`Dataset.weighted`) come along as `impression_weights`.
+    and a plan that is ready. `plan.weights` is None where no field is weighted. Of the schema it
+    has `dense`, `impression_weights` (times those of a weighted view, see `Dataset.weighted`), and
+    in `extra` every extra column that holds numbers (times as integers). Without common rows in
+    the dataset every impression is a group of its own.
     """
 
     def __init__(
@@ -96,17 +96,14 @@ class Batches:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed: expected 0 <= seed < 2^64, got {seed}")
         schema = schema or dataset.schema
-        if schema.dense or schema.weight or schema.extra:
-            raise ValueError(
-                "schema: dense features, an impression weight and extra columns are not read from "
-                "a dataset; "
-                "give a schema without them, or build batches with Batch.from_bags"
-            )
         self.schema = vocabulary.sized(schema)
         self.batch_size = batch_size
-        self.threads = max(1, min(8, _cores() // 2)) if threads is None else threads
+        self.threads = max(1, min(8, usable_cores() // 2)) if threads is None else threads
         self.prefetch = 2 * max(1, self.threads) if prefetch is None else prefetch
-        self._source = batch_source(dataset, self.schema, vocabulary, labels == "raw")
+        self._carried = carried_columns(dataset, schema)
+        self._source = batch_source(
+            dataset, self.schema, vocabulary, labels == "raw", self._carried
+        )
         self._selection = _selected(dataset)
         self._weights: np.ndarray | None = getattr(dataset, "impression_weights", None)
         if labels == "drop":
@@ -243,8 +240,7 @@ class _Epoch:
         if self._ended == "closed":
             raise RuntimeError(
                 "this iterator was closed: its Batches began another iteration, went to another "
-                "position or "
-                "was closed"
+                "position or was closed"
             )
         batches = self._batches
         arrays = None if self._ended else self._loader.next()
@@ -260,7 +256,7 @@ class _Epoch:
             arrays["impression_weights"] = np.array(batches._weights[which])
         batches._batch += 1
         batches._begun = True
-        return _batch(arrays)
+        return _batch(arrays, batches.schema, batches._carried)
 
     def close(self) -> None:
         """Ends the threads; a batch that is being made is finished first."""
@@ -272,14 +268,22 @@ class _Epoch:
         self._loader.stop()
 
 
-def _batch(arrays: dict[str, Any]) -> Batch:
+def _batch(arrays: dict[str, Any], schema: Schema, carried: tuple[Carried, ...]) -> Batch:
     """Returns the batch over the arrays of the C++ side, none of them copied."""
+    columns = arrays.pop("carried")
+    own = {c.name: c.of_batch(column) for c, column in zip(carried, columns, strict=True)}
+    if schema.dense:
+        arrays["dense"] = own["dense"]
+    if schema.weight is not None:
+        of_view = arrays.get("impression_weights", np.float32(1))
+        arrays["impression_weights"] = own[schema.weight].astype(np.float32, copy=False) * of_view
+    extra = {name: torch.from_numpy(own[name]) for name in schema.extra if name in own}
     tensors: dict[str, Any] = {
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         for name, value in arrays.items()
     }
     plan = Plan(**{name: tensors.pop(name) for name in _PLAN})
-    return Batch(plan, **tensors)
+    return Batch(plan, **tensors, extra=extra)
 
 
 def _selected(dataset: LogTables) -> np.ndarray | None:
@@ -298,7 +302,3 @@ def _selected(dataset: LogTables) -> np.ndarray | None:
 def _at_least(name: str, value: int | None, least: int) -> None:
     if value is not None and value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .counterfactual import CounterfactualESMM
+from .evaluation import Predictions
 from .methods import Method, Network
 from .model import ESMM
 from .networks import CTCVRNetwork, CTRNetwork, CVRNetwork
@@ -25,7 +26,6 @@ from .samplers import (
     with_copies,
     with_unclicked,
 )
-from .train import Predictions
 
 _PAPER = "Ma et al., Entire Space Multi-Task Model, SIGIR 2018 (arXiv:1804.07931)"
 

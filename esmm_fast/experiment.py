@@ -18,13 +18,13 @@ from . import __version__
 from .catalogue import CTR, family_of, resolve
 from .config import Settings
 from .dataset import Dataset
+from .evaluation import Truth
 from .methods import Method
 from .records import Records
 from .results import DIFFERENCES, best_of, differences, label, summarize
 from .runner import Runner, key_of
 from .runs import check_same_fields, counts, dataset_identity, machine, now
 from .samplers import share_of_groups, split_off_end
-from .train import Truth
 from .vocabulary import Vocabulary
 
 PROTOCOL = (

@@ -6,9 +6,8 @@ all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,11 @@ from torch import nn
 from .batch import Batch
 from .config import Settings
 from .dataset import Dataset
+from .evaluation import Predictions, predict
 from .samplers import Context, View, entire_space
+from .schedule import default_optimizers, schedulers
 from .schema import Schema
-from .train import History, Predictions, Step, default_optimizers, fit, predict
+from .train import History, Training
 from .vocabulary import Vocabulary
 
 
@@ -149,8 +150,7 @@ def fit_method(
     seed: int | None = None,
     valid: Dataset | None = None,
     predictions: Mapping[str, Predictions] | None = None,
-    on_step: Callable[[str, Step], None] | None = None,
-    on_epoch: Callable[[str, int, History], None] | None = None,
+    prepare: Callable[[str, Training], None] | None = None,
     progress: bool = False,
 ) -> Trained:
     """Returns a method trained on a dataset, network by network.
@@ -164,8 +164,8 @@ def fit_method(
         valid: Evaluated after each epoch of each network.
         predictions: Of networks that were trained before, over the views that a network `needs`;
             None: the method's own networks predict them.
-        on_step: Called with the network's name and the step.
-        on_epoch: Called with the network's name, the epoch from 1, and its history.
+        prepare: Called with the name and the training of each network before it runs; it can set
+            callbacks and load a state into it.
         progress: Shows bars.
 
     Raises:
@@ -194,54 +194,39 @@ def fit_method(
                 f"that holds none of its {len(train)} impressions"
             )
         trained.views[name] = view_facts(view)
-        batches: Iterable[Batch] = view.batches(
+        batches = view.batches(
             settings.batch_size,
             vocabulary=vocabulary,
             group_limit=settings.group_limit,
             seed=seed,
             labels=settings.labels,
         )
-        epochs = settings.epochs
-        if network.entire_steps:
-            steps = epochs * -(-len(train) // settings.batch_size)
-            batches, epochs = ForSteps(batches, steps), 1
-        trained.histories[name] = fit(
+        entire = settings.epochs * -(-len(train) // settings.batch_size)
+        optimizers = default_optimizers(
+            model, settings.lr, settings.betas, settings.eps, settings.table_optimizer
+        )
+        training = Training(
             model,
             batches,
-            epochs=epochs,
-            optimizers=default_optimizers(
-                model, settings.lr, settings.betas, settings.eps, settings.table_optimizer
+            epochs=settings.epochs,
+            max_steps=entire if network.entire_steps else None,
+            optimizers=optimizers,
+            schedulers=schedulers(
+                optimizers,
+                settings.schedule,
+                warmup=settings.warmup_steps,
+                total=entire if network.entire_steps else settings.epochs * len(batches),
+                final=settings.final_lr_share,
             ),
             valid=checked,
-            on_step=None if on_step is None else partial(on_step, name),
-            on_epoch=None if on_epoch is None else partial(on_epoch, name),
             progress=progress,
             description=f"{method.title}: {name}" if len(method.networks) > 1 else method.title,
         )
+        if prepare is not None:
+            prepare(name, training)
+        trained.histories[name] = training.run()
         trained.networks[name] = model
     return trained
-
-
-class ForSteps:
-    """Batches for a number of steps: epoch after epoch, the last one cut short."""
-
-    def __init__(self, batches: Iterable[Batch], steps: int) -> None:
-        self.batches, self.steps = batches, steps
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __iter__(self) -> Iterator[Batch]:
-        left = self.steps
-        while left > 0:
-            before = left
-            for batch in self.batches:
-                yield batch
-                left -= 1
-                if left == 0:
-                    return
-            if left == before:
-                raise ValueError("batches: expected at least one, got none")
 
 
 def view_facts(view: Dataset) -> dict[str, Any]:

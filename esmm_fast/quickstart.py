@@ -14,11 +14,11 @@ import msgspec
 from . import report
 from .config import Settings
 from .dataset import Dataset
+from .evaluation import Truth
 from .experiment import compare
 from .prepare_log import prepare
 from .results import cell, write
 from .synth import synth
-from .train import Truth
 
 MARKER = "quickstart.json"
 """Says that a directory was made here, so that a later quickstart may replace it."""

@@ -13,13 +13,13 @@ from . import metrics
 from .catalogue import CTR
 from .config import Settings
 from .dataset import Dataset
+from .evaluation import Predictions, Truth, task_metrics
 from .intervals import auc_error
 from .methods import Method, Network, fit_method
 from .records import Arrays, Records
 from .results import rounded
 from .runs import network_facts, peak_memory
 from .samplers import Context, common_rows_of
-from .train import Predictions, Truth, task_metrics
 from .vocabulary import Vocabulary
 
 COLUMNS = ("pctr", "pcvr", "pctcvr")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .dataset import Dataset
-from .train import Predictions
+from .evaluation import Predictions
 
 PROPENSITY_FLOOR = 0.1
 """Least pCTR that UNBIAS divides by, as a share of the training set's CTR."""

@@ -11,11 +11,15 @@ from pathlib import Path
 
 
 @contextmanager
-def staged_directory(out: Path) -> Iterator[Path]:
+def staged_directory(out: Path, *, replace_empty: bool = False) -> Iterator[Path]:
     """Yields an empty directory beside `out` that takes the name `out` at the end of the block.
 
     If the block raises (also by Ctrl-C), the directory is removed. If the process is killed,
     ``.<name>.partial`` remains; the next call for the same `out` removes it.
+
+    Args:
+        out: The name at the end.
+        replace_empty: Lets `out` be a directory that holds nothing.
 
     Raises:
         FileExistsError: `out` exists, or another process is writing it.
@@ -30,7 +34,7 @@ def staged_directory(out: Path) -> Iterator[Path]:
         (False, 'text')
     """
     out = Path(os.path.abspath(out))
-    _refuse_existing(out)
+    _refuse_existing(out, replace_empty)
     partial = out.parent / f".{out.name}.partial"
     created = _make_parents(out.parent)
     try:
@@ -47,7 +51,7 @@ def staged_directory(out: Path) -> Iterator[Path]:
             try:
                 _empty(partial)  # what a killed process left
                 yield partial
-                _refuse_existing(out)
+                _refuse_existing(out, replace_empty)
                 partial.rename(out)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -61,7 +65,9 @@ def staged_directory(out: Path) -> Iterator[Path]:
         raise
 
 
-def _refuse_existing(out: Path) -> None:
+def _refuse_existing(out: Path, replace_empty: bool) -> None:
+    if replace_empty and out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
+        return  # the renaming replaces it
     if out.exists() or out.is_symlink():
         raise FileExistsError(
             f"{out} exists; expected a new name: nothing is overwritten, "

@@ -77,13 +77,9 @@ of the groups, the ids seen (10 MB).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import operator
 import os
-import secrets
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -92,7 +88,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from . import _native
+from ._compiled import _native
+from .machine import usable_cores
+from .staging import staged_directory
 
 VERSION = 1
 """Version of the generator: another one can give other bytes for the same arguments."""
@@ -164,7 +162,7 @@ def synth(
         test_impressions = max(1, round(impressions * IMPRESSIONS["test"] / IMPRESSIONS["train"]))
     test_impressions = _integer("test_impressions", test_impressions, 1, 2 * _MOST_IMPRESSIONS)
     seed = _integer("seed", seed, 0, 2**64 - 1)
-    threads = _usable_cores() if threads is None else _integer("threads", threads, 1, 4096)
+    threads = usable_cores() if threads is None else _integer("threads", threads, 1, 4096)
     for name, rate in (("ctr", ctr), ("cvr", cvr)):
         if not 0.0 < rate < 1.0:
             raise ValueError(f"{name}: expected a rate inside (0, 1), got {rate}")
@@ -188,7 +186,7 @@ def synth(
         },
         "id_blocks": described["fields"],
     }
-    with _new_folder(Path(out)) as folder:
+    with staged_directory(Path(out), replace_empty=True) as folder:
         for part, size in (("train", impressions), ("test", test_impressions)):
             made[part] = _write_part(folder, part, size, generator, threads, progress)
         (folder / "synth.json").write_text(json.dumps(made, indent=1) + "\n")
@@ -203,33 +201,6 @@ def _integer(name: str, value: Any, least: int, most: int) -> int:
     if not least <= number <= most:
         raise ValueError(f"{name}: expected an integer in {least} .. {most}, got {value!r}")
     return number
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """Yields a folder beside `out` that becomes `out` in the end, or is removed."""
-    out = out.resolve()
-    out = out.resolve()
-    out = out.resolve()
-    if out.is_dir() and any(out.iterdir()):
-        raise FileExistsError(f"out: expected a new or empty directory, got {out} with files in it")
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"out: expected a new or empty directory, got the file {out}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = out.parent / f".{out.name}.{secrets.token_hex(4)}.tmp"
-    folder.mkdir()
-    try:
-        yield folder
-        os.replace(folder, out)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _write_part(

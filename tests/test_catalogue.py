@@ -21,9 +21,9 @@ from esmm_fast.catalogue import (
     resolve,
 )
 from esmm_fast.config import Settings
-from esmm_fast.methods import ForSteps, build_networks, fit_method, view_facts
+from esmm_fast.evaluation import Predictions
+from esmm_fast.methods import build_networks, fit_method, view_facts
 from esmm_fast.samplers import Context, clicked
-from esmm_fast.train import Predictions
 
 if TYPE_CHECKING:
     from synthetic_log import SyntheticLog
@@ -184,13 +184,6 @@ def test_entire_steps_are_esmms(synthetic_log: SyntheticLog) -> None:
         assert longer.views == short.views
     unbias = METHODS["unbias-steps"].networks
     assert unbias["cvr"].entire_steps and not unbias["ctr"].entire_steps
-
-
-def test_for_steps_goes_round() -> None:
-    assert list(ForSteps([1, 2, 3], 7)) == [1, 2, 3, 1, 2, 3, 1]  # type: ignore[list-item]
-    assert list(ForSteps([1, 2, 3], 2)) == [1, 2] and len(ForSteps([], 5)) == 5  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="batches: expected at least one, got none"):
-        list(ForSteps([], 1))
 
 
 def test_names_families_and_all() -> None:

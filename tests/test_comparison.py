@@ -15,9 +15,9 @@ from esmm_fast import experiment, metrics, report
 from esmm_fast import results as tables
 from esmm_fast.catalogue import PAPER, resolve
 from esmm_fast.config import Settings
+from esmm_fast.evaluation import Predictions
 from esmm_fast.intervals import auc_error
 from esmm_fast.samplers import common_rows_of, share_of_groups, split_off_end
-from esmm_fast.train import Predictions
 
 if TYPE_CHECKING:
     from synthetic_log import SyntheticLog

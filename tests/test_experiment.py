@@ -12,7 +12,7 @@ import pytest
 from esmm_fast import experiment, metrics, runner
 from esmm_fast import results as tables
 from esmm_fast.config import Settings
-from esmm_fast.train import Predictions
+from esmm_fast.evaluation import Predictions
 
 if TYPE_CHECKING:
     from synthetic_log import SyntheticLog

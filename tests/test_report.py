@@ -14,7 +14,7 @@ from esmm_fast import experiment, plots, report, runner
 from esmm_fast import results as tables
 from esmm_fast.catalogue import METHODS
 from esmm_fast.config import Settings
-from esmm_fast.train import Predictions, Truth, task_metrics
+from esmm_fast.evaluation import Predictions, Truth, task_metrics
 
 
 def results_of(

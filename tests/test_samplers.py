@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from esmm_fast import Dataset, Vocabulary, prepare
+from esmm_fast.evaluation import Predictions
 from esmm_fast.samplers import (
     Context,
     clicked,
@@ -22,7 +23,6 @@ from esmm_fast.samplers import (
     with_copies,
     with_unclicked,
 )
-from esmm_fast.train import Predictions
 
 CLICKS = (1, 0, 0, 1, 1, 0, 0, 0, 1, 0)
 CONVERSIONS = (0, 0, 1, 1, 0, 0, 0, 0, 1, 0)  # impression 3 converts without a click

@@ -451,21 +451,27 @@ def test_bad_arguments_are_named(tmp_path: Path, arguments: dict[str, Any], mess
 
 def test_refuses_a_folder_with_files(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
-    with pytest.raises(FileExistsError, match="out: expected a new or empty directory"):
+    with pytest.raises(FileExistsError, match="exists; expected a new name"):
         synth(tmp_path, 5)
-    with pytest.raises(FileExistsError, match=r"got the file .*mine\.txt"):
+    with pytest.raises(FileExistsError, match=r"mine\.txt exists"):
         synth(tmp_path / "mine.txt", 5)
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
-        raise KeyboardInterrupt
+    write_part, staged = synth_module._write_part, []
+
+    def fail(folder: Path, part: str, *rest: Any) -> Any:
+        if part == "test":
+            raise KeyboardInterrupt
+        counts = write_part(folder, part, *rest)
+        staged.extend(path.name for path in folder.iterdir())
+        return counts
 
     monkeypatch.setattr(synth_module, "_write_part", fail)
     with pytest.raises(KeyboardInterrupt):
         synth(tmp_path / "log", 5)
-    assert list(tmp_path.iterdir()) == []
+    assert "sample_skeleton_train.csv" in staged and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

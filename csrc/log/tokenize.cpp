@@ -14,6 +14,7 @@
 
 #include "log/failure.h"
 #include "log/numbers.h"
+#include "log/own_columns.h"
 
 namespace esmm_fast::logs {
 namespace {
@@ -21,14 +22,14 @@ namespace {
 // The columns of one field while they are written.
 template <typename Id>
 struct Writer {
-  Id* ids;
-  float* values;
-  int32_t* offsets;  // multi
-  uint8_t* valid;    // scalar
-  size_t size;       // multi: occurrences so far
-  size_t capacity;   // multi
-  uint64_t rows_without;
-  bool multi, weighted;
+  Id* ids = nullptr;
+  float* values = nullptr;
+  int32_t* offsets = nullptr;  // multi
+  uint8_t* valid = nullptr;    // scalar
+  size_t size = 0;             // multi: occurrences so far
+  size_t capacity = 0;         // multi
+  uint64_t rows_without = 0;
+  bool multi = false, weighted = false;
 };
 
 template <typename Id, bool kCommon>
@@ -39,18 +40,13 @@ class Tokenizer {
     const size_t fields = names_.size();
     columns_.rows = 0;
     columns_.fields.resize(fields);
+    columns_.carried.resize(grammar_.own && !kCommon ? grammar_.own->carried() : 0);
     needed_ = columns_.layout;
     writers_.resize(fields);
-    for (size_t f = 0; f < fields; ++f)
-      writers_[f] = {nullptr,
-                     nullptr,
-                     nullptr,
-                     nullptr,
-                     0,
-                     0,
-                     0,
-                     columns_.layout.multi[f] != 0,
-                     columns_.layout.weighted[f] != 0};
+    for (size_t f = 0; f < fields; ++f) {
+      writers_[f].multi = columns_.layout.multi[f] != 0;
+      writers_[f].weighted = columns_.layout.weighted[f] != 0;
+    }
     grow_rows(64);
     for (size_t f = 0; f < fields; ++f) {
       if (!writers_[f].multi) continue;
@@ -71,7 +67,7 @@ class Tokenizer {
         continue;
       }
       open_row();
-      p = kCommon ? common_line(p) : skeleton_line(p);
+      p = grammar_.own ? own_line(p) : kCommon ? common_line(p) : skeleton_line(p);
       if (p && widen_) {
         columns_.layout.widen(needed_);
         return false;
@@ -128,6 +124,7 @@ class Tokenizer {
       columns_.click.reserve(capacity, rows);
       columns_.conversion.reserve(capacity, rows);
       columns_.common_row.reserve(capacity, rows);
+      for (Buffer<uint64_t>& carried : columns_.carried) carried.reserve(capacity, rows);
     }
     if (kCommon || !grammar_.keys) columns_.key.reserve(capacity, rows);
     for (size_t f = 0; f < writers_.size(); ++f) {
@@ -195,10 +192,11 @@ class Tokenizer {
         out.rows_without += !(out.valid[row >> 3] >> (row & 7) & 1);
       }
     }
+    if (contradicts_) note(Anomaly::kConversionsWithoutClick, contradicts_);
     if (crlf_) note(Anomaly::kCrlf, crlf_);
     if (trailing_) note(Anomaly::kTrailingSeparators, trailing_);
     if (empty_list_) note(Anomaly::kEmptyLists, empty_list_);
-    crlf_ = trailing_ = empty_list_ = nullptr;
+    crlf_ = trailing_ = empty_list_ = contradicts_ = nullptr;
   }
 
   // Takes back what a bad line has written.
@@ -213,7 +211,7 @@ class Tokenizer {
     }
     if (widen_) needed_ = columns_.layout;
     widen_ = false;
-    crlf_ = trailing_ = empty_list_ = nullptr;
+    crlf_ = trailing_ = empty_list_ = contradicts_ = nullptr;
   }
 
   // ---- Lines: each returns the byte behind the line's '\n', or null with failure_ set.
@@ -267,6 +265,14 @@ class Tokenizer {
     return features(p);
   }
 
+  const char* own_line(const char* p) {
+    OwnLine line;
+    if (!(p = grammar_.own->read(p, kCommon, grammar_.keys, line, columns_, failure_)))
+      return nullptr;
+    contradicts_ = line.contradicts;
+    return counted_list(p, line.counted_at, line.announced);
+  }
+
   const char* label(const char* p, const char* text, const char* expected, uint8_t& out) {
     if (*p != '0' && *p != '1') return fail(Reason::kBadLabel, text, p, p, expected);
     if (p[1] != ',') return fail(Reason::kBadLabel, text, p + 1, p, expected);
@@ -301,14 +307,18 @@ class Tokenizer {
     if (error != NumberError::kNone || *p != ',')
       return fail(Reason::kBadFeatureNum, "feature_num is not a decimal number", p, token,
                   "feature_num (digits) and ','");
-    ++p;
+    return counted_list(p + 1, token, announced);
+  }
+
+  // The list of `announced` features (where `token`, not null, says so), and the end of the line.
+  const char* counted_list(const char* p, const char* token, uint64_t announced) {
     uint64_t found = 0;
     if (end_of_line(p)) {
       empty_list_ = p;
     } else if (!(p = list(p, found))) {
       return nullptr;
     }
-    if (found != announced) [[unlikely]] {
+    if (token && found != announced) [[unlikely]] {
       fail(Reason::kFeatureNumMismatch, "feature_num is not the number of features in the list",
            token, token, "");
       failure_.announced = announced;
@@ -433,9 +443,9 @@ class Tokenizer {
   Failure failure_;
   Layout needed_;  // the layout plus what this line needs more, if widen_
   bool widen_ = false;
-  const char *crlf_ = nullptr, *trailing_ = nullptr,
-             *empty_list_ = nullptr;  // anomalies of this line
-  const char* key_text_ = nullptr;    // where the key that key_ and common_row_ belong to was read
+  const char *crlf_ = nullptr, *trailing_ = nullptr, *empty_list_ = nullptr,
+             *contradicts_ = nullptr;  // anomalies of this line
+  const char* key_text_ = nullptr;     // where the key that key_ and common_row_ belong to was read
   uint64_t key_ = 0;
   uint32_t common_row_ = 0;
 };
