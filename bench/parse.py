@@ -1,9 +1,12 @@
-"""The parser beside a pass that only reads the same bytes and counts line ends, and `prepare` as a
-whole.
+"""The parser beside a pass that only reads the same bytes and counts line ends, and `prepare`
+beside that pass and beside loaders of the same log in other tools.
 
 ``python bench/parse.py [--log DIR | --impressions N] [--threads 1 2] [--json]``. The log is one
-that `synth` writes, or DIR with sample_skeleton_train.csv and common_features_train.csv; it is read
-once before, so that it comes from the page cache.
+that `synth` writes (6,600,000 impressions are 3 GB), or DIR with sample_skeleton_train.csv and
+common_features_train.csv; every way reads it once before it is timed, so it comes from the page
+cache, and what is written stays there. The peers (``bench/peers``) are slow or hold everything in
+memory: they run on a smaller log of their own, with `prepare` on the same files beside them;
+``--peers none`` leaves them out, ``--only peers`` leaves out the rest.
 """
 
 import argparse
@@ -14,10 +17,15 @@ from pathlib import Path
 
 import esmm_fast._native as _native
 import harness
+import peers
 
 from esmm_fast.logs import LogReader
 from esmm_fast.prepare_log import prepare
 from esmm_fast.schema import ALI_CCP
+from esmm_fast.synth import synth
+
+PEER_IMPRESSIONS = {"python": 20_000, "pandas": 20_000}
+"""Impressions of a slow peer's log; the others read `--peer-impressions`."""
 
 
 def tokenise(files: list[Path], threads: int) -> None:
@@ -29,68 +37,121 @@ def tokenise(files: list[Path], threads: int) -> None:
 
 
 def newlines(files: list[Path], threads: int) -> None:
+    """Counts the line ends of both files."""
     for file in files:
         _native.count_newlines(str(file), threads)
 
 
-def whole(files: list[Path], out: Path, threads: int) -> None:
+def whole(files: list[Path], out: Path, threads: int | None) -> None:
+    """Makes a dataset of the log, in place of the one before."""
     shutil.rmtree(out, ignore_errors=True)
     prepare(skeleton=files[0], common=files[1], out=out, threads=threads)
 
 
-def comparisons(folder: Path, out: Path, threads: int, rounds: int) -> list[harness.Comparison]:
-    files = [folder / "sample_skeleton_train.csv", folder / "common_features_train.csv"]
+def log_files(folder: Path) -> list[Path]:
+    return [folder / "sample_skeleton_train.csv", folder / "common_features_train.csv"]
+
+
+def megabytes(files: Sequence[Path]) -> float:
+    return sum(file.stat().st_size for file in files) / 1e6
+
+
+def compare(
+    title: str, files: list[Path], calls: dict[str, Callable[[], object]], rounds: int, threads: int
+) -> harness.Comparison:
+    """Returns the comparison, after a line with its rates."""
+    size = megabytes(files)
+    title = f"{title}, {size:,.0f} MB of text"
+    comparison = harness.compare(title, calls, rounds=rounds, warmup=1, threads=threads)
+    rates = ", ".join(f"{name} {size / comparison.median(name):,.1f} MB/s" for name in calls)
+    print(f"{title}, threads: {threads}: {rates}", flush=True)
+    return comparison
+
+
+def beside_newlines(folder: Path, out: Path, threads: int, rounds: int) -> list[harness.Comparison]:
+    """Tokenising and `prepare`, in ratios to the newline pass with as many threads."""
+    files = log_files(folder)
+    return [
+        compare(
+            "both files",
+            files,
+            {
+                "count line ends": lambda: newlines(files, threads),
+                "tokenise": lambda: tokenise(files, threads),
+                "prepare": lambda: whole(files, out, threads),
+            },
+            rounds,
+            threads,
+        )
+    ]
+
+
+def beside_peers(
+    names: Sequence[str], scratch: Path, impressions: int, rounds: int, threads: int
+) -> list[harness.Comparison]:
+    """`prepare` in ratios to each peer on the same files, after a check that both find the same."""
     found = []
-    for what, chosen in (
-        ("both files", files),
-        ("skeleton", files[:1]),
-        ("common rows", files[1:]),
-    ):
-        size = sum(file.stat().st_size for file in chosen)
+    for name in names:
+        load = peers.peer(name)
+        if load is None:
+            print(f"peer {name}: not installed ({', '.join(peers.NAMES[name])}), left out")
+            continue
+        own = min(impressions, PEER_IMPRESSIONS.get(name, impressions))
+        folder = scratch / f"log{own}"
+        if not folder.exists():
+            synth(folder, own, 1000, seed=0)
+        files = log_files(folder)
+        check_peer(load, files, scratch)
+
+        def run_peer(load: peers.Load = load, files: list[Path] = files) -> None:
+            shutil.rmtree(scratch / "peer", ignore_errors=True)
+            load(files[0], files[1], scratch / "peer")
+
         calls: dict[str, Callable[[], object]] = {
-            "count line ends": lambda chosen=chosen: newlines(chosen, threads),  # type: ignore[misc]
+            name: run_peer,
+            "prepare": lambda files=files: whole(files, scratch / "dataset", threads),  # type: ignore[misc]
         }
-        if what == "both files":
-            calls["tokenise"] = lambda: tokenise(files, threads)
-            calls["prepare"] = lambda: whole(files, out, threads)
-        elif what == "skeleton":
-            calls["tokenise"] = lambda: one_side(files, "impression", threads)
-        else:
-            calls["tokenise"] = lambda: one_side(files, "common", threads)
-        title = f"{what}, {size / 1e6:,.0f} MB of text"
-        comparison = harness.compare(title, calls, rounds=rounds, warmup=1, threads=threads)
-        rates = ", ".join(f"{n} {size / comparison.median(n) / 1e9:.2f} GB/s" for n in calls)
-        print(f"{title}, threads: {threads}: {rates}")
-        found.append(comparison)
+        found.append(compare(f"peer {name}", files, calls, rounds, threads))
+        shutil.rmtree(scratch / "peer")
     return found
 
 
-def one_side(files: list[Path], side: str, threads: int) -> None:
-    """Tokenises one file: the skeleton with its keys in place of common rows, or the common
-    file."""
-    reader = LogReader(
-        files[0], files[1] if side == "common" else None, ALI_CCP, threads=threads, count_ids=False
-    )
-    for _ in reader.read(side):  # type: ignore[arg-type]
-        pass
+def check_peer(load: peers.Load, files: list[Path], scratch: Path) -> None:
+    """Raises ValueError if a peer does not find what `prepare` finds."""
+    whole(files, scratch / "dataset", None)
+    own = peers.of_dataset(scratch / "dataset")
+    loaded = load(files[0], files[1], scratch / "checked")
+    shutil.rmtree(scratch / "checked")
+    if not loaded.agrees_with(own):
+        raise ValueError(f"peer: expected what prepare found, {own}, got {loaded}")
 
 
 def run(options: argparse.Namespace) -> Sequence[harness.Comparison]:
-    """Speed of the log parser in ratios to a newline count over the same bytes."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = options.log
-        if folder is None:
-            from esmm_fast.synth import synth
-
-            folder = Path(scratch, "log")
-            synth(folder, options.impressions, 1000, seed=0)
-        return [
-            comparison
-            for threads in options.threads
-            for comparison in comparisons(
-                Path(folder), Path(scratch, "dataset"), threads, options.rounds
+    """Speed of the log parser in ratios to a newline count over the same bytes, and of `prepare` in
+    ratios to other tools."""
+    found: list[harness.Comparison] = []
+    with tempfile.TemporaryDirectory(dir=options.scratch) as temporary:
+        scratch = Path(temporary)
+        if options.only != "peers":
+            folder = options.log
+            if folder is None:
+                folder = scratch / "log"
+                synth(folder, options.impressions, 1000, seed=0)
+            for threads in options.threads:
+                found += beside_newlines(folder, scratch / "dataset", threads, options.rounds)
+        if options.only != "newlines":
+            names = list(peers.NAMES) if options.peers == ["all"] else options.peers
+            names = [name for name in names if name != "none"]
+            found += beside_peers(
+                names, scratch, options.peer_impressions, options.rounds, max(options.threads)
             )
-        ]
+    return found
+
+
+def test_parse(benchmark, tmp_path):
+    synth(tmp_path / "log", 2_000, 1, seed=0)
+    one = beside_newlines(tmp_path / "log", tmp_path / "dataset", threads=2, rounds=2)[0]
+    harness.record(benchmark, one, "prepare")
 
 
 if __name__ == "__main__":
@@ -98,5 +159,15 @@ if __name__ == "__main__":
         "parse",
         run,
         log={"type": Path, "help": "folder of a log instead of one from synth"},
-        impressions={"type": int, "default": 1_000_000, "help": "impressions of the synth log"},
+        impressions={"type": int, "default": 6_600_000, "help": "impressions of the synth log"},
+        peers={"nargs": "+", "default": ["all"], "help": f"of {', '.join(peers.NAMES)}; all; none"},
+        **{
+            "peer-impressions": {
+                "type": int,
+                "default": 200_000,
+                "help": "impressions of the peers' log",
+            }
+        },
+        only={"choices": ["newlines", "peers"], "help": "one part alone"},
+        scratch={"type": Path, "help": "folder for logs and datasets (default: the temporary one)"},
     )

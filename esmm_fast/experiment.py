@@ -19,11 +19,12 @@ from .catalogue import CTR, family_of, resolve
 from .config import Settings
 from .dataset import Dataset
 from .evaluation import Truth
+from .memory import available
 from .methods import Method
 from .records import Records
 from .results import DIFFERENCES, best_of, differences, label, summarize
 from .runner import Runner, key_of
-from .runs import check_same_fields, counts, dataset_identity, machine, now
+from .runs import check_same_fields, counts, dataset_identity, machine, now, table_memory
 from .samplers import share_of_groups, split_off_end
 from .vocabulary import Vocabulary
 
@@ -103,7 +104,12 @@ def compare(
     vocabulary = Vocabulary.from_dataset(
         train, min_count=settings.min_count, selected=train.selection is not None
     )
-    say(f"vocabulary: {sum(vocabulary.sized(train.schema).table_rows.values()):,} table rows")
+    sized = vocabulary.sized(train.schema)
+    networks = {id(n.model): n for m in (CTR, *chosen) for n in m.networks.values()}
+    needed = [table_memory([n], sized, settings) for n in networks.values()]  # trained in turn
+    most = max(needed, key=lambda each: each.total)
+    say(most.lines(checkpoint=False)[0])
+    most.check(available(), checkpoint=False)
     runner = Runner(train, parts, chosen, settings, truth, vocabulary, records, progress)
     by_method = _run_all(runner, chosen, repeats, say)
     base = by_method.get("base", [])

@@ -35,23 +35,30 @@ class TableMemory:
             rows * self.copied_row_bytes[table] for table, rows in self.rows.items()
         )
 
-    def check(self, available: int | None) -> None:
-        """Raises MemoryError where `available` bytes (None: nobody knows) are too few."""
-        if available is not None and self.peak > available:
+    def check(self, available: int | None, *, checkpoint: bool = True) -> None:
+        """Raises MemoryError where `available` bytes (None: nobody knows) are too few.
+
+        Args:
+            available: What `available()` gives.
+            checkpoint: Whether checkpoints will be written, which copies a part of the tables.
+        """
+        needed = self.peak if checkpoint else self.total
+        if available is not None and needed > available:
             most = max(self.rows, key=lambda table: self.rows[table] * self.row_bytes[table])
             raise MemoryError(
-                f"the tables need {size_text(self.peak)} ({sum(self.rows.values()):,} rows, the "
-                f"optimizer's state and the copy of a checkpoint), {size_text(available)} are "
+                f"the tables need {size_text(needed)} ({sum(self.rows.values()):,} rows, the "
+                f"optimizer's state{' and the copy of a checkpoint' * checkpoint}), "
+                f"{size_text(available)} are "
                 f"available; table {most!r} is the largest with {self.rows[most]:,} rows: "
                 "raise min_count, lower dim, or take a machine with more memory"
             )
 
-    def lines(self) -> list[str]:
-        """Returns a line for all tables, and one for each."""
+    def lines(self, *, checkpoint: bool = True) -> list[str]:
+        """Returns a line for all tables, and one for each; `checkpoint` as in `check`."""
         rows = sum(self.rows.values())
         shown = [
-            f"tables: {rows:,} rows, {size_text(self.total)} with the optimizer's state, "
-            f"{size_text(self.peak)} while a checkpoint is written"
+            f"tables: {rows:,} rows, {size_text(self.total)} with the optimizer's state"
+            + f", {size_text(self.peak)} while a checkpoint is written" * checkpoint
         ]
         width = max((len(table) for table in self.rows), default=0)
         for table, n in self.rows.items():

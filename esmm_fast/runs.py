@@ -23,10 +23,10 @@ import torch
 from . import __version__, checkpoint, config, memory
 from .calibration import Slices
 from .catalogue import TRAINABLE, by_name
-from .config import RunConfig
+from .config import RunConfig, Settings
 from .dataset import Dataset
 from .evaluation import SPACES, Truth, task_columns, task_metrics
-from .methods import Trained, build_networks, fit_method
+from .methods import Network, Trained, build_networks, fit_method
 from .run_log import event_writer_class
 from .run_session import Session
 from .samplers import common_rows_of
@@ -92,13 +92,10 @@ def train(
         vocabulary = Vocabulary.load(out / "vocabulary.arrow")
     else:
         vocabulary = Vocabulary.from_dataset(dataset, min_count=settings.min_count)
-    needed = memory.of_tables(
-        lambda schema: [
-            network.build(schema, msgspec.structs.replace(settings, hidden=(1,)), 0)
-            for network in method.networks.values()
-        ],
+    needed = table_memory(
+        tuple(method.networks.values()),
         vocabulary.sized(dataset.schema),
-        settings.table_optimizer,
+        settings,
         kept_copies=2 * (run_config.early_stopping is not None),
     )
     for line in needed.lines():
@@ -151,6 +148,26 @@ def train(
             trained.predict(valid, vocabulary, settings, progress=progress)
         )
     return results
+
+
+def table_memory(
+    networks: Sequence[Network], schema: Schema, settings: Settings, kept_copies: int = 0
+) -> memory.TableMemory:
+    """Returns the memory that the tables of networks will take all at once.
+
+    Args:
+        networks: Of a method.
+        schema: With table rows.
+        settings: Dimension and optimizer.
+        kept_copies: Copies of the parameters that training keeps beside them.
+    """
+    small = msgspec.structs.replace(settings, hidden=(1,))
+    return memory.of_tables(
+        lambda schema: [network.build(schema, small, 0) for network in networks],
+        schema,
+        settings.table_optimizer,
+        kept_copies,
+    )
 
 
 def _saved_config(run: Path) -> RunConfig:

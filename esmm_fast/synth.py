@@ -142,7 +142,8 @@ def synth(
         ``parameters``, ``model`` (intercepts, effects), ``id_blocks``, and for ``train`` and
         ``test``: impressions, clicks, conversions (with a click), conversions_without_click,
         impressions_without_item, common_rows, common_rows_unused, bytes by file, and by field
-        occurrences (as stored, unjoined), distinct_ids, rows_without (rows of its own file).
+        occurrences (as stored, unjoined), distinct_ids, rows_without (rows of its own file); and
+        anomalies, {class: count} of what `prepare` will tolerate and count.
 
     Raises:
         ValueError: An argument is outside of its range; the message names it.
@@ -268,6 +269,8 @@ def _write_part(
     for field, distinct in layout.distinct_ids().items():
         counts["fields"][field]["distinct_ids"] = distinct
     counts["common_rows_unused"] = 0
+    strays = counts["conversions_without_click"]
+    counts["anomalies"] = {"conversions_without_click": strays} if strays else {}
     counts["bytes"] = {skeleton.name: skeleton_bytes, common.name: counts.pop("bytes")}
     return counts
 

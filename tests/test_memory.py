@@ -1,14 +1,23 @@
 """memory: what tables will take is what they take, and too much is refused before it is taken."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from esmm_fast import ESMM, Field, Schema, memory
+from esmm_fast import ESMM, Field, Schema, experiment, memory
 from esmm_fast.checkpoint import save
 from esmm_fast.embedding import EmbeddingTables
+from esmm_fast.experiment import compare
 from esmm_fast.nested import split_tensors
 from esmm_fast.schedule import default_optimizers
+
+if TYPE_CHECKING:
+    from synthetic_log import SyntheticLog
+
+pytest_plugins = ("synthetic_log",)
 
 SCHEMA = Schema(
     (
@@ -80,3 +89,22 @@ def test_a_checkpoint_of_tables_copies_no_more_than_was_said(tmp_path: Path) -> 
     found = memory.of_tables(build, SCHEMA)
     path = save(tmp_path, {"esmm": model}, 1)
     assert (path / "esmm.safetensors").stat().st_size < found.peak - found.total
+
+
+def test_a_comparison_that_does_not_fit_is_refused(
+    synthetic_log: SyntheticLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "available", lambda: 1000)
+    said: list[str] = []
+    with pytest.raises(MemoryError, match=r"the tables need .* state\), 1000 B are"):
+        compare(synthetic_log.train, synthetic_log.test, ("esmm",), repeats=1, say=said.append)
+    assert said[0].startswith("tables: ") and "checkpoint" not in said[0]
+
+
+def test_hashed_tables_count_with_the_rows_they_have() -> None:
+    fields = (Field("user", "common", rows="hash:256"), Field("item", rows=70))
+    found = memory.of_tables(build, Schema(fields))
+    assert found.rows == {"user": 257, "item": 70} or found.rows == {"user": 256, "item": 70}
+    (model,) = build(Schema(fields))
+    default_optimizers(model)
+    assert found.total == model.tables.nbytes

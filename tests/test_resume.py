@@ -177,8 +177,10 @@ def two_networks() -> Method:
             "evaluate_steps": 25,
         },
         {"method": "two", "settings": SETTINGS},
+        {"method": "unbias", "settings": SETTINGS},
+        {"method": "base-steps", "settings": SETTINGS | SCHEDULED},
     ],
-    ids=["scheduled", "dense adam", "early stopping", "two networks"],
+    ids=["scheduled", "dense adam", "early stopping", "two", "unbias", "base for more steps"],
 )
 def test_stopping_wherever_the_state_is_whole_changes_no_bit(
     change: dict[str, Any],

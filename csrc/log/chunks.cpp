@@ -197,7 +197,7 @@ void ChunkReader::read_stream(Chunk& chunk) {
   if (!ended) {
     carried_.reserve(size - stop, 0);
     carried_bytes_ = size - stop;
-    std::memcpy(carried_.data(), text + stop, carried_bytes_);
+    if (carried_bytes_) std::memcpy(carried_.data(), text + stop, carried_bytes_);
   } else if (chunk.failure.empty() && stop < size) {
     no_final_newline = true;
     text[size++] = '\n';

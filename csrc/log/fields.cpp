@@ -16,7 +16,7 @@ constexpr size_t kShort = 7;  // bytes of a name that fits a word together with 
 uint64_t name_key(std::string_view name) {
   uint64_t key = 0;
   std::memcpy(&key, name.data(), name.size());
-  return key;
+  return key | uint64_t{2} << (8 * name.size());
 }
 
 }  // namespace
@@ -44,15 +44,7 @@ FieldNames::FieldNames(std::vector<std::string> names, std::vector<std::string> 
     if (!by_name_.emplace(name, static_cast<int>(f)).second)
       throw std::invalid_argument("fields: every name once, got '" + name + "' twice");
     longest_ = std::max(longest_, name.size());
-    if (name.size() <= kShort) {
-      const int bits = 8 * static_cast<int>(name.size());
-      const uint64_t mask = bits == 56 ? ~uint64_t{0} : (uint64_t{1} << (bits + 8)) - 1;
-      patterns_.push_back(
-          {name_key(name) | uint64_t{2} << bits, mask, static_cast<int>(name.size())});
-      ++short_names;
-    } else {
-      patterns_.push_back({1, 0, static_cast<int>(name.size())});
-    }
+    short_names += name.size() <= kShort;
   }
   // A multiplier that gives every short name a place of its own: with 8 places per name (and more
   // after every 1,000 failures) a few dozen tries do.
@@ -67,9 +59,10 @@ FieldNames::FieldNames(std::vector<std::string> names, std::vector<std::string> 
     bool perfect = true;
     for (size_t f = 0; perfect && f < names_.size(); ++f) {
       if (names_[f].size() > kShort) continue;
-      Entry& entry = entries_[name_key(names_[f]) * multiplier_ >> shift_];
-      perfect = entry.field < 0;
-      entry = {name_key(names_[f]), static_cast<int>(f)};
+      const uint64_t key = name_key(names_[f]);
+      Entry& place = entries_[key * multiplier_ >> shift_];
+      perfect = place.key == 0;
+      place = {key, static_cast<int>(f)};
     }
     if (perfect) return;
   }

@@ -30,16 +30,17 @@ class FieldNames {
   FieldNames(const FieldNames&) = delete;
   FieldNames& operator=(const FieldNames&) = delete;
 
-  // One name as the tokenizer compares it: (8 bytes of text & mask) == key means this name and its
-  // '\x02'. Names of more than 7 bytes have mask 0 and key 1: never equal.
-  struct Pattern {
-    uint64_t key, mask;
-    int length;  // of the name
+  // A name of up to 7 bytes together with its '\x02', as the text's first bytes in a word.
+  struct Entry {
+    uint64_t key = 0;  // 0: no name
+    int field = 0;
   };
 
   size_t size() const { return names_.size(); }
   const std::string& operator[](size_t field) const { return names_[field]; }
-  const Pattern& pattern(size_t field) const { return patterns_[field]; }
+
+  // The only entry that can have this key; another key means that there is none.
+  const Entry& entry(uint64_t key) const { return entries_[key * multiplier_ >> shift_]; }
 
   // The field whose name stands at p, behind it '\x02'; -1 if there is none. Reads 8 bytes at
   // least.
@@ -49,9 +50,9 @@ class FieldNames {
     const uint64_t ends = (x - 0x0101010101010101) & ~x & 0x8080808080808080;
     if (!ends) [[unlikely]]
       return find_long(p);
-    const uint64_t key = word & ((uint64_t{1} << (std::countr_zero(ends) & ~7)) - 1);
-    const Entry& entry = entries_[key * multiplier_ >> shift_];
-    return entry.key == key ? entry.field : -1;
+    const uint64_t key = word & ~uint64_t{0} >> (63 - std::countr_zero(ends));
+    const Entry& found = entry(key);
+    return found.key == key ? found.field : -1;
   }
   // The field of exactly this name, or -1.
   int find_name(std::string_view name) const;
@@ -60,12 +61,7 @@ class FieldNames {
  private:
   int find_long(const char* p) const;
 
-  struct Entry {
-    uint64_t key = 0;
-    int field = -1;
-  };
   std::vector<std::string> names_, other_side_;
-  std::vector<Pattern> patterns_;
   std::vector<Entry> entries_;  // perfect: every name of up to 7 bytes in a place of its own
   uint64_t multiplier_ = 0;
   int shift_ = 64;

@@ -15,45 +15,24 @@
 #include "log/failure.h"
 #include "log/numbers.h"
 #include "log/own_columns.h"
+#include "log/row_writer.h"
+#include "log/separators.h"
 
 namespace esmm_fast::logs {
 namespace {
-
-// The columns of one field while they are written.
-template <typename Id>
-struct Writer {
-  Id* ids = nullptr;
-  float* values = nullptr;
-  int32_t* offsets = nullptr;  // multi
-  uint8_t* valid = nullptr;    // scalar
-  size_t size = 0;             // multi: occurrences so far
-  size_t capacity = 0;         // multi
-  uint64_t rows_without = 0;
-  bool multi = false, weighted = false;
-};
 
 template <typename Id, bool kCommon>
 class Tokenizer {
  public:
   Tokenizer(const Text& text, const Grammar& grammar, Columns& columns, Report& report)
-      : text_(text), grammar_(grammar), names_(*grammar.names), columns_(columns), report_(report) {
-    const size_t fields = names_.size();
-    columns_.rows = 0;
-    columns_.fields.resize(fields);
-    columns_.carried.resize(grammar_.own && !kCommon ? grammar_.own->carried() : 0);
-    needed_ = columns_.layout;
-    writers_.resize(fields);
-    for (size_t f = 0; f < fields; ++f) {
-      writers_[f].multi = columns_.layout.multi[f] != 0;
-      writers_[f].weighted = columns_.layout.weighted[f] != 0;
-    }
-    grow_rows(64);
-    for (size_t f = 0; f < fields; ++f) {
-      if (!writers_[f].multi) continue;
-      grow_occurrences(f, 64);
-      writers_[f].offsets[0] = 0;
-    }
-  }
+      : text_(text),
+        grammar_(grammar),
+        names_(*grammar.names),
+        columns_(columns),
+        report_(report),
+        rows_(columns, !grammar.keys, grammar.own && !kCommon ? grammar.own->carried() : 0),
+        separators_(text.begin, text.end - text.begin),
+        needed_(columns.layout) {}
 
   // False if the text needs a wider layout: it is set, and the work is to be done again with it.
   bool run() {
@@ -66,7 +45,7 @@ class Tokenizer {
         ++report_.lines;
         continue;
       }
-      open_row();
+      rows_.open();
       p = grammar_.own ? own_line(p) : kCommon ? common_line(p) : skeleton_line(p);
       if (p && widen_) {
         columns_.layout.widen(needed_);
@@ -96,12 +75,9 @@ class Tokenizer {
       report_.anomalies[static_cast<size_t>(Anomaly::kNoFinalNewline)].add(
           Place{0, report_.lines - 1, static_cast<uint64_t>(text_.end - 1 - text_.begin)});
     }
+    rows_.finish();
     report_.rows_without.resize(names_.size());
-    for (size_t f = 0; f < names_.size(); ++f) {
-      columns_.fields[f].occurrences =
-          writers_[f].multi ? writers_[f].size : columns_.rows - writers_[f].rows_without;
-      report_.rows_without[f] = writers_[f].rows_without;
-    }
+    for (size_t f = 0; f < names_.size(); ++f) report_.rows_without[f] = rows_.rows_without(f);
     return true;
   }
 
@@ -111,69 +87,9 @@ class Tokenizer {
         Place{0, report_.lines, static_cast<uint64_t>(at - text_.begin)});
   }
 
-  // ---- Rows
-
-  void grow_rows(size_t capacity) {
-    const size_t rows = columns_.rows;
-    if constexpr (kCommon) {
-      columns_.row_line.reserve(capacity, rows);
-      columns_.row_begin.reserve(capacity, rows);
-      columns_.row_end.reserve(capacity, rows);
-    } else {
-      columns_.sample_id.reserve(capacity, rows);
-      columns_.click.reserve(capacity, rows);
-      columns_.conversion.reserve(capacity, rows);
-      columns_.common_row.reserve(capacity, rows);
-      for (Buffer<uint64_t>& carried : columns_.carried) carried.reserve(capacity, rows);
-    }
-    if (kCommon || !grammar_.keys) columns_.key.reserve(capacity, rows);
-    for (size_t f = 0; f < writers_.size(); ++f) {
-      Column& column = columns_.fields[f];
-      Writer<Id>& out = writers_[f];
-      if (out.multi) {
-        column.offsets.reserve(capacity + 1, rows + 1);
-        out.offsets = column.offsets.data();
-        continue;
-      }
-      const size_t bytes = (rows + 7) / 8;
-      column.valid.reserve(capacity / 8 + 1, bytes);
-      std::memset(column.valid.data() + bytes, 0, capacity / 8 + 1 - bytes);
-      out.valid = column.valid.data();
-      Buffer<Id>& ids = column.template ids<Id>();
-      ids.reserve(capacity, rows);
-      out.ids = ids.data();
-      if (!out.weighted) continue;
-      column.values.reserve(capacity, rows);
-      out.values = column.values.data();
-    }
-    row_capacity_ = capacity;
-  }
-
-  void grow_occurrences(size_t field, size_t capacity) {
-    Writer<Id>& out = writers_[field];
-    Buffer<Id>& ids = columns_.fields[field].template ids<Id>();
-    ids.reserve(capacity, out.size);
-    out.ids = ids.data();
-    out.capacity = ids.capacity();
-    if (out.weighted) {
-      Buffer<float>& values = columns_.fields[field].values;
-      values.reserve(out.capacity, out.size);
-      out.values = values.data();
-    }
-  }
-
-  void open_row() {
-    if (columns_.rows == row_capacity_) [[unlikely]]
-      grow_rows(2 * row_capacity_);
-    for (Writer<Id>& out : writers_) {
-      if (out.multi) continue;
-      out.ids[columns_.rows] = 0;
-      if (out.weighted) out.values[columns_.rows] = 0;
-    }
-  }
-
   void close_row(const char* line, const char* end) {
-    const size_t row = columns_.rows++;
+    const size_t row = columns_.rows;
+    rows_.close();
     if constexpr (kCommon) {
       columns_.row_line[row] = report_.lines;
       columns_.row_begin[row] = line - text_.begin;
@@ -184,14 +100,6 @@ class Tokenizer {
       report_.conversions += click && conversion;
       if (conversion && !click) note(Anomaly::kConversionsWithoutClick, line);
     }
-    for (Writer<Id>& out : writers_) {
-      if (out.multi) {
-        out.rows_without += out.size == static_cast<size_t>(out.offsets[row]);
-        out.offsets[row + 1] = static_cast<int32_t>(out.size);
-      } else {
-        out.rows_without += !(out.valid[row >> 3] >> (row & 7) & 1);
-      }
-    }
     if (contradicts_) note(Anomaly::kConversionsWithoutClick, contradicts_);
     if (crlf_) note(Anomaly::kCrlf, crlf_);
     if (trailing_) note(Anomaly::kTrailingSeparators, trailing_);
@@ -201,14 +109,7 @@ class Tokenizer {
 
   // Takes back what a bad line has written.
   void drop_row() {
-    const size_t row = columns_.rows;
-    for (Writer<Id>& out : writers_) {
-      if (out.multi) {
-        out.size = out.offsets[row];
-      } else {
-        out.valid[row >> 3] &= ~(1 << (row & 7));
-      }
-    }
+    rows_.drop();
     if (widen_) needed_ = columns_.layout;
     widen_ = false;
     crlf_ = trailing_ = empty_list_ = contradicts_ = nullptr;
@@ -333,79 +234,128 @@ class Tokenizer {
 
   // The features up to the end of the line, at which it returns.
   const char* list(const char* p, uint64_t& found) {
-    const size_t row = columns_.rows;
-    Writer<Id>* out = nullptr;
-    size_t field = 0;
-    FieldNames::Pattern pattern{1, 0, 0};  // equals nothing
     for (;;) {
-      if ((load8(p) & pattern.mask) != pattern.key) {
-        const int known = names_.find(p);
-        if (known < 0) [[unlikely]]
-          return bad_field(p);
-        field = known;
-        out = &writers_[field];
-        pattern = names_.pattern(field);
-      }
-      p += pattern.length + 1;
-
-      const char* token = p;
-      uint64_t id;
-      const NumberError id_error = read_decimal(p, id);
-      if (id_error != NumberError::kNone || *p != 3) [[unlikely]] {
-        if (id_error == NumberError::kTooLarge)
-          return fail(Reason::kBadFeatureId, "feature id is beyond 64 bits", token, token,
-                      "at most 18446744073709551615");
-        if (p == token || is_of_number(*p))
-          return fail(Reason::kBadFeatureId, "feature id is not a decimal number", p, token,
-                      "a feature id (digits) and '\\x03'");
-        return fail(Reason::kWrongSeparator, "wrong separator behind a feature id", p, p,
-                    "'\\x03' behind the feature id");
-      }
-      if (sizeof(Id) == 4 && id > UINT32_MAX) [[unlikely]] {
-        needed_.wide = widen_ = true;
-      }
-
-      token = ++p;
-      float value;
-      const NumberError value_error = read_value(p, value);
-      if (value_error != NumberError::kNone || (*p != 1 && !end_of_line(p))) [[unlikely]] {
-        if (value_error == NumberError::kTooLarge)
-          return fail(Reason::kBadValue, "value is beyond float32", token, token,
-                      "a decimal of float32's range");
-        if (value_error != NumberError::kNone || is_of_number(*p))
-          return fail(Reason::kBadValue, "value is not a plain decimal", p, token,
-                      "a value (digits, or digits '.' digits)");
-        return fail(Reason::kWrongSeparator, "wrong separator behind a value", p, p,
-                    "'\\x01' or the end of the line behind the value");
-      }
-
-      if (!out->weighted && value != 1) [[unlikely]] {
-        needed_.weighted[field] = widen_ = true;
-      }
-      if (out->multi) {
-        if (out->size == out->capacity) [[unlikely]]
-          grow_occurrences(field, 2 * out->capacity);
-        out->ids[out->size] = static_cast<Id>(id);
-        if (out->weighted) out->values[out->size] = value;
-        ++out->size;
-      } else {
-        uint8_t& bits = out->valid[row >> 3];
-        const uint8_t bit = 1 << (row & 7);
-        if (bits & bit) [[unlikely]] {
-          needed_.multi[field] = widen_ = true;
-        }
-        bits |= bit;
-        out->ids[row] = static_cast<Id>(id);
-        if (out->weighted) out->values[row] = value;
-      }
-      ++found;
-      if (*p != 1) return p;
-      ++p;
-      if (end_of_line(p)) [[unlikely]] {
+      bool ended = false;
+      p = usual_features(p, found, ended);
+      if (ended) return p;
+      if (found && end_of_line(p)) {
         trailing_ = p - 1;
         return p;
       }
+      if (!(p = feature(p))) return nullptr;
+      ++found;
+      if (*p != 1) return p;
+      ++p;
     }
+  }
+
+  // Takes features as long as they are spelled the usual way: a field of up to 7 bytes, an id of up
+  // to 8 digits, a value of one digit, a point and up to 6 digits; nothing that widens the layout.
+  // Returns the '\n' behind the last, with `ended`, or the begin of the first of another kind.
+  //
+  // PERF: no branch depends on what a feature holds, and tokens are found by their separators: the
+  // chain from one feature to the next is a look at the next three positions. Only the end of the
+  // line and an unusual feature are mispredicted.
+  const char* usual_features(const char* p, uint64_t& found, bool& ended) {
+    constexpr float kPowers[8] = {1, 1e1f, 1e2f, 1e3f, 1e4f, 1e5f, 1e6f, 1e7f};
+    const char* const text = text_.begin;
+    FieldWriter<Id>* const writers = rows_.writers();
+    const uint32_t* separator = separators_.seek(static_cast<uint32_t>(p - text));
+    for (;;) {
+      const char* const id_begin = text + separator[0] + 1;
+      const char* const value_begin = text + separator[1] + 1;
+      const char* const end = text + separator[2];
+      const uint64_t name_length = id_begin - 1 - p;
+      const uint64_t id_length = value_begin - 1 - id_begin;
+      const uint64_t value_length = end - value_begin;
+
+      const uint64_t name = load8(p) & ~uint64_t{0} >> ((56 - 8 * name_length) & 63);
+      const FieldNames::Entry& entry = names_.entry(name);
+      FieldWriter<Id>& out = writers[entry.field];
+
+      const uint64_t id = (load8(id_begin) ^ kZeros) << ((64 - 8 * id_length) & 63);
+      const uint64_t value_text = load8(value_begin);
+      const uint64_t value_word = value_text ^ kZeros;
+      const uint64_t value_digits = ((value_word & 0xff) | (value_word >> 8 & ~uint64_t{0xff}))
+                                    << ((72 - 8 * value_length) & 63);
+      const float value =
+          static_cast<float>(eight_digits(value_digits)) / kPowers[(value_length - 2) & 7];
+
+      const uint64_t unusual =
+          (name ^ entry.key) | ((name_length | (id_length - 1)) & ~uint64_t{7}) |
+          static_cast<uint64_t>(value_begin[-1] ^ 3) | non_digits(id) | non_digits(value_digits) |
+          ((value_text & 0xff00) ^ 0x2e00) | static_cast<uint64_t>(value_length - 3 > 5) |
+          static_cast<uint64_t>(out.at == out.limit) |
+          (static_cast<uint64_t>(value != 1) & ~out.value_mask);
+      if (unusual) [[unlikely]]
+        return p;
+      if (*end != 1) {
+        ended = *end == '\n';
+        if (!ended) return p;
+        out.put(eight_digits(id), value);
+        ++found;
+        return end;
+      }
+      out.put(eight_digits(id), value);
+      ++found;
+      separator = separators_.take(separator + 3);
+      p = end + 1;
+    }
+  }
+
+  // One feature, spelled any way that the grammar allows; returns the byte behind its value.
+  const char* feature(const char* p) {
+    const int known = names_.find(p);
+    if (known < 0) [[unlikely]]
+      return bad_field(p);
+    const size_t field = known;
+    FieldWriter<Id>& out = rows_[field];
+    p += names_[field].size() + 1;
+
+    const char* token = p;
+    uint64_t id;
+    const NumberError id_error = read_decimal(p, id);
+    if (id_error != NumberError::kNone || *p != 3) [[unlikely]] {
+      if (id_error == NumberError::kTooLarge)
+        return fail(Reason::kBadFeatureId, "feature id is beyond 64 bits", token, token,
+                    "at most 18446744073709551615");
+      if (p == token || is_of_number(*p))
+        return fail(Reason::kBadFeatureId, "feature id is not a decimal number", p, token,
+                    "a feature id (digits) and '\\x03'");
+      return fail(Reason::kWrongSeparator, "wrong separator behind a feature id", p, p,
+                  "'\\x03' behind the feature id");
+    }
+    if (sizeof(Id) == 4 && id > UINT32_MAX) [[unlikely]] {
+      needed_.wide = widen_ = true;
+    }
+
+    token = ++p;
+    float value;
+    const NumberError value_error = read_value(p, value);
+    if (value_error != NumberError::kNone || (*p != 1 && !end_of_line(p))) [[unlikely]] {
+      if (value_error == NumberError::kTooLarge)
+        return fail(Reason::kBadValue, "value is beyond float32", token, token,
+                    "a decimal of float32's range");
+      if (value_error != NumberError::kNone || is_of_number(*p))
+        return fail(Reason::kBadValue, "value is not a plain decimal", p, token,
+                    "a value (digits, or digits '.' digits)");
+      return fail(Reason::kWrongSeparator, "wrong separator behind a value", p, p,
+                  "'\\x01' or the end of the line behind the value");
+    }
+
+    if (!out.weighted && value != 1) [[unlikely]] {
+      needed_.weighted[field] = widen_ = true;
+    }
+    if (out.at == out.limit) {
+      if (out.multi) {
+        rows_.grow_occurrences(field, 2 * out.limit);
+      } else {
+        needed_.multi[field] = widen_ = true;
+        --out.at;
+      }
+    }
+    out.put(id, value);
+    return p;
   }
 
   // A byte that someone meant as part of a number, rather than as a separator.
@@ -437,8 +387,8 @@ class Tokenizer {
   const FieldNames& names_;
   Columns& columns_;
   Report& report_;
-  std::vector<Writer<Id>> writers_;
-  size_t row_capacity_ = 0;
+  RowWriter<Id, kCommon> rows_;
+  Separators separators_;
 
   Failure failure_;
   Layout needed_;  // the layout plus what this line needs more, if widen_
