@@ -59,8 +59,8 @@ uint32_t* find_avx2(const char* text, size_t begin, size_t end, uint32_t* out) {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
-__attribute__((target("avx512f,avx512bw,avx512vbmi,avx512vbmi2,popcnt"))) uint32_t* find_avx512(
-    const char* text, size_t begin, size_t end, uint32_t* out) {
+__attribute__((target("avx512f,avx512bw,avx512vbmi,avx512vbmi2,popcnt")))
+uint32_t* find_avx512(const char* text, size_t begin, size_t end, uint32_t* out) {
   alignas(64) constexpr auto kIota = [] {
     std::array<uint8_t, 64> iota{};
     for (int i = 0; i < 64; ++i) iota[i] = static_cast<uint8_t>(i);
