@@ -3,12 +3,15 @@
 python bench/batches.py
 """
 
+import argparse
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import harness
 import numpy as np
+import pytest
+import synth_log
 import torch
-from interleaved import interleaved, print_ratios
-from log_like import dataset_like_log, vocabulary_like_log
 
 from esmm_fast import reference
 from esmm_fast.batches import Batches
@@ -83,49 +86,48 @@ class NumpyAssembly:
         return lengths.ravel(), rows, weights
 
 
-def main() -> None:
-    dataset, vocabulary = dataset_like_log(), vocabulary_like_log()
-    clicked = np.flatnonzero(dataset.impressions["click"].to_numpy())
-    for name, selection, group_limit in (
-        ("whole groups", None, None),
-        ("8 per group", None, 8),
-        ("clicked only", clicked, None),
-    ):
-        dataset.selection = selection
+def comparison(name: str, threads: int, rounds: int) -> harness.Comparison:
+    """Returns the times of the first 12 batches of 4,096 of an epoch."""
+    dataset, vocabulary = synth_log.dataset(), synth_log.vocabulary()
+    if name == "clicked only":
+        dataset = dataset.select(np.flatnonzero(dataset.impressions["click"].to_numpy()))
+    limit = 8 if name == "8 per group" else None
+    batches = Batches(
+        dataset, 4096, vocabulary=vocabulary, group_limit=limit, threads=threads, prefetch=4
+    )
+    peer = NumpyAssembly(dataset, batches)
+    peer.use(vocabulary)
+    order = batches._order()
+    assert order is not None
+    rows = order if dataset.selection is None else dataset.selection[order]
+    count = min(len(batches), 12)
 
-        def ours(threads: int, limit: int | None = group_limit) -> Batches:
-            return Batches(
-                dataset, 4096, vocabulary=vocabulary, group_limit=limit, threads=threads, prefetch=4
-            )
+    def take() -> None:
+        iterator = iter(batches)
+        for _ in range(count):
+            next(iterator)
 
-        one, two = ours(1), ours(2)
-        peer = NumpyAssembly(dataset, one)
-        peer.use(vocabulary)
-        order = one._order()
-        assert order is not None
-        rows = order if selection is None else selection[order]
-        count = min(len(one), 12)
+    calls: dict[str, Callable[[], object]] = {
+        "esmm_fast": take,
+        "numpy + torch": lambda: peer.run(rows, count),
+    }
+    title = f"{count} batches, {name}, {next(iter(batches))!r}"
+    return harness.compare(title, calls, rounds=rounds, threads=threads, warmup=1)
 
-        def take(batches: Batches, count: int = count) -> None:
-            iterator = iter(batches)
-            for _ in range(count):
-                next(iterator)
 
-        torch.set_num_threads(2)
-        medians = interleaved(
-            {
-                "2 threads": lambda two=two: take(two),
-                "1 thread": lambda one=one: take(one),
-                "numpy + torch": lambda peer=peer, rows=rows, n=count: peer.run(rows, n),
-            },
-            repeats=5,
-        )
-        batch = next(iter(one))
-        impressions = min(count * 4096, one.impressions)
-        print_ratios(f"{count} batches, {name}, {batch!r}", medians, "2 threads")
-        for way, seconds in medians.items():
-            print(f"    {way}: {impressions / seconds:,.0f} impressions/s")
+def run(options: argparse.Namespace) -> Sequence[harness.Comparison]:
+    """Batches assembled by C++ threads against vectorised NumPy and PyTorch."""
+    return [
+        comparison(name, threads, options.rounds)
+        for name in synth_log.GROUPS
+        for threads in options.threads
+    ]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batches(benchmark, threads):
+    harness.record(benchmark, comparison("whole groups", threads, rounds=2), "esmm_fast")
 
 
 if __name__ == "__main__":
-    main()
+    harness.main("batches", run)

@@ -1,139 +1,190 @@
-"""A whole embedding step (forward, backward, LazyAdam) against nn.EmbeddingBag and SparseAdam."""
+"""A whole embedding step (plan, forward, backward, update) against nn.EmbeddingBag and FBGEMM."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import cycle
+from typing import Any
 
+import embedding_peers as peers
 import harness
-import log_batch
 import pytest
+import synth_log
 import torch
-from torch import nn
+from embedding_peers import Step
+from synth_log import DIM, Inputs
 
-from esmm_fast import EmbeddingTables
+from esmm_fast import Batch, EmbeddingTables, ops
 from esmm_fast.optim import LazyAdam, RowwiseAdagrad
 
-DIM = 18
-SCALE = 0.1  # of the published table sizes
-ROTATION = 4  # batches in turn, so that none stays in the cache by accident
-GROUPS = {"whole groups": log_batch.IMPRESSIONS_PER_COMMON_ROW, "8 per group": 8, "2 per group": 2}
+WORK = ("LazyAdam", "RowwiseAdagrad")
+OURS = "esmm_fast, plan included"
+AHEAD = "esmm_fast, plan made ahead"
+CONCATENATED = "esmm_fast, plan included, then index_select + cat"
+ONE_TABLE = "nn.EmbeddingBag + SparseAdam, one table, deduplicated"
+PER_FIELD = "nn.EmbeddingBag + SparseAdam, table per field, deduplicated"
+JOINED = "nn.EmbeddingBag + SparseAdam, one table, joined rows"
+FBGEMM = "FBGEMM rowwise Adagrad, D = 20, deduplicated"
 
 
-def fused(schema, inputs, grads, optimizer_type):
-    tables = EmbeddingTables(schema, DIM)
-    optimizer = optimizer_type(tables)
-    turn = cycle(range(ROTATION))
+class Fused:
+    """esmm_fast's tables with a fused optimizer, and its steps."""
 
-    def call():
-        i = next(turn)
-        torch.autograd.backward(tables(inputs[i].batch), grads[i])
-        optimizer.step()
+    def __init__(self, schema: Any, optimizer_type: type) -> None:
+        self.rows = sum(schema.table_rows.values())
+        self.tables = EmbeddingTables(schema, DIM)
+        self.optimizer = optimizer_type(self.tables)
 
-    return call
+    def step(self, inputs: Sequence[Inputs], *, ahead: bool, concatenated: bool = False) -> Step:
+        grads = [peers.side_gradients(each) for each in inputs]
+        joint = [peers.joined_gradient(each) for each in inputs] if concatenated else []
 
+        def step(i: int) -> None:
+            batch = inputs[i].batch
+            if not ahead:
+                plan = ops.batch_plan(
+                    batch.plan.rows, batch.plan.offsets, batch.plan.weights, self.rows
+                )
+                batch = Batch(plan, batch.common, batch.common_of_impression, batch.labels)
+            pooled = self.tables(batch)
+            if concatenated:
+                which = batch.common_of_impression
+                torch.cat([pooled[0].index_select(0, which), pooled[1]], 1).backward(joint[i])
+            else:
+                torch.autograd.backward(pooled, grads[i])
+            self.optimizer.step()
 
-def one_big_bag(schema, inputs, grads):
-    """Everything in one nn.EmbeddingBag, bags of common rows pooled once."""
-    rows = sum(schema.table_rows.values())
-    bag = nn.EmbeddingBag(rows, DIM, mode="sum", sparse=True, include_last_offset=True)
-    optimizer = torch.optim.SparseAdam(bag.parameters())
-    turn = cycle(range(ROTATION))
+        return step
 
-    def call():
-        i = next(turn)
-        out = bag(inputs[i].rows, inputs[i].offsets, per_sample_weights=inputs[i].weights)
-        out.backward(torch.cat([grad.reshape(-1, DIM) for grad in grads[i]]))
-        optimizer.step()
-        optimizer.zero_grad()
+    def bags(self, lists: Sequence[tuple[Any, Any, Any]]) -> Step:
+        """Joined rows, as bags without groups."""
+        plain = [(rows.int(), offsets.int(), weights) for rows, offsets, weights in lists]
+        grads = [torch.randn(len(offsets) - 1, DIM).mul_(1e-3) for _, offsets, _ in lists]
 
-    return call
+        def step(i: int) -> None:
+            plan = ops.batch_plan(*plain[i], self.rows)
+            _, out = ops.pooled_embedding(self.tables.weight, plan, 0, queue=self.tables.queue)
+            out.backward(grads[i])
+            self.optimizer.step()
 
-
-def bag_per_field(schema, inputs, grads):
-    """One nn.EmbeddingBag per field; pooled fields are concatenated per side."""
-    fields = (*schema.common, *schema.impression)
-    bags = [
-        nn.EmbeddingBag(f.rows, DIM, mode="sum", sparse=True, include_last_offset=True)
-        for f in fields
-    ]
-    optimizer = torch.optim.SparseAdam([bag.weight for bag in bags])
-    cut = [_by_field(schema, each) for each in inputs]
-    turn = cycle(range(ROTATION))
-
-    def call():
-        i = next(turn)
-        pooled = [
-            bag(rows, offsets, per_sample_weights=weights)
-            for bag, (rows, offsets, weights) in zip(bags, cut[i], strict=True)
-        ]
-        split = len(schema.common)
-        sides = torch.cat(pooled[:split], 1), torch.cat(pooled[split:], 1)
-        torch.autograd.backward(sides, grads[i])
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return call
+        return step
 
 
-def _by_field(schema, inputs):
-    """Returns (rows, offsets, weights) of each field, rows counted from its table's first."""
-    parts, first_bag = [], 0
-    for fields, count in (
-        (schema.common, inputs.batch.common),
-        (schema.impression, len(inputs.batch.labels)),
-    ):
-        for place, field in enumerate(fields):
-            bags = first_bag + torch.arange(count) * len(fields) + place
-            begin, lengths = inputs.offsets[bags], inputs.offsets.diff()[bags]
-            offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
-            within = torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(lengths)
-            at = begin.repeat_interleave(lengths) + within
-            base = schema.row_bases[field.table_name]
-            parts.append((inputs.rows[at] - base, offsets, inputs.weights[at]))
-        first_bag += count * len(fields)
-    return parts
+@cache
+def contestants(kind: str, impressions: int, whole: bool) -> Any:
+    """Returns tables of one kind; they are made once, for they are large."""
+    schema = synth_log.inputs(64, impressions=impressions, whole=whole, rotation=1)[0].schema
+    rows = [field.rows for field in (*schema.common, *schema.impression)]
+    split = len(schema.common)
+    if kind == "LazyAdam":
+        return Fused(schema, LazyAdam)
+    if kind == "RowwiseAdagrad":
+        return Fused(schema, RowwiseAdagrad)
+    if kind == "one table":
+        return peers.OneTable(sum(rows))
+    if kind == "per field":
+        return peers.TablePerField(rows)
+    return peers.Fbgemm(rows[:split], rows[split:])
+
+
+def rotated(step: Step, count: int) -> Callable[[], object]:
+    """Returns a call that takes the batches in turn."""
+    turn = cycle(range(count))
+    return lambda: step(next(turn))
 
 
 def comparison(
-    impressions: int, threads: int, groups: str = "whole groups", rounds: int = 15
+    batch_size: int,
+    threads: int,
+    groups: str = "whole groups",
+    work: str = "LazyAdam",
+    *,
+    impressions: int = synth_log.FULL,
+    whole: bool = True,
+    joined: bool = False,
+    rounds: int = 9,
 ) -> harness.Comparison:
-    schema = log_batch.schema(SCALE)
-    inputs = [log_batch.make(schema, impressions, seed, GROUPS[groups]) for seed in range(ROTATION)]
-    grads = [
-        (
-            torch.randn(each.batch.common, len(schema.common) * DIM).mul_(1e-3),
-            torch.randn(impressions, len(schema.impression) * DIM).mul_(1e-3),
-        )
-        for each in inputs
-    ]
-    calls = {
-        "nn.EmbeddingBag + SparseAdam, deduplicated, a table per field": bag_per_field(
-            schema, inputs, grads
-        ),
-        "nn.EmbeddingBag + SparseAdam, deduplicated, one table": one_big_bag(schema, inputs, grads),
-        "esmm_fast LazyAdam": fused(schema, inputs, grads, LazyAdam),
-        "esmm_fast RowwiseAdagrad": fused(schema, inputs, grads, RowwiseAdagrad),
+    """Returns the times of deduplicated batches; the clock starts at table rows and offsets.
+
+    Args:
+        batch_size, threads, groups: Of the batches.
+        work: Which optimizer: of `LazyAdam` SparseAdam is the peer, of `RowwiseAdagrad` FBGEMM.
+        impressions, whole: See synth_log.inputs.
+        joined: Time nn.EmbeddingBag on joined rows too (a second or more per step).
+        rounds: See harness.compare.
+    """
+    inputs = synth_log.inputs(batch_size, groups, impressions=impressions, whole=whole)
+    rotation = len(inputs)
+    fused = contestants(work, impressions, whole)
+    steps: dict[str, Step] = {
+        OURS: fused.step(inputs, ahead=False),
+        AHEAD: fused.step(inputs, ahead=True),
     }
-    rows = sum(schema.table_rows.values())
-    title = (
-        f"embedding forward + backward + update, {groups}, {inputs[0]}, D = {DIM}, {rows} rows, "
-        "plan made ahead"
+    if work == "LazyAdam":
+        one = contestants("one table", impressions, whole)
+        steps[CONCATENATED] = fused.step(inputs, ahead=False, concatenated=True)
+        steps[ONE_TABLE] = one.deduplicated(inputs)
+        steps[PER_FIELD] = contestants("per field", impressions, whole).deduplicated(inputs)
+        if joined:
+            steps[JOINED] = one.bags([inputs[0].joined()] * rotation)
+    elif peers.fbgemm_reason() is None:
+        fbgemm = contestants("fbgemm", impressions, whole)
+        steps[FBGEMM] = fbgemm.deduplicated(inputs)
+        steps[f"{FBGEMM}, unweighted"] = fbgemm.deduplicated(inputs, weighted=False)
+    calls = {name: rotated(step, rotation) for name, step in steps.items()}
+    title = f"embedding step with {work}, {groups}, {inputs[0]}, D = {DIM}, {fused.rows} rows"
+    return harness.compare(
+        title, calls, rounds=rounds, threads=threads, warmup=1, sample_seconds=0.05
     )
-    return harness.compare(title, calls, rounds=rounds, threads=threads)
+
+
+def raw_bags(
+    batch_size: int,
+    threads: int,
+    *,
+    weighted: bool,
+    impressions: int = synth_log.FULL,
+    whole: bool = True,
+    rounds: int = 9,
+) -> harness.Comparison:
+    """Returns the times of joined rows: every impression with its own copy of the common bags."""
+    inputs = synth_log.inputs(batch_size, impressions=impressions, whole=whole)
+    lists = [each.joined() for each in inputs]
+    if not weighted:
+        lists = [(rows, offsets, None) for rows, offsets, _ in lists]  # type: ignore[misc]
+    fused = contestants("RowwiseAdagrad", impressions, whole)
+    steps = {OURS: fused.bags(lists)}
+    if peers.fbgemm_reason() is None:
+        steps[FBGEMM] = contestants("fbgemm", impressions, whole).joined(inputs, weighted)
+    rotation = len(lists)
+    calls = {name: rotated(step, rotation) for name, step in steps.items()}
+    kind = "weighted" if weighted else "unweighted"
+    title = (
+        f"embedding step with RowwiseAdagrad, joined rows, {kind}, B = {batch_size}, "
+        f"N = {len(lists[0][0])}, D = {DIM}, {fused.rows} rows"
+    )
+    return harness.compare(
+        title, calls, rounds=rounds, threads=threads, warmup=1, sample_seconds=0.05
+    )
 
 
 def run(options: argparse.Namespace) -> Sequence[harness.Comparison]:
-    """The embedding step against nn.EmbeddingBag and SparseAdam on deduplicated batches."""
+    """The embedding step against nn.EmbeddingBag and SparseAdam, and against FBGEMM."""
     return [
-        comparison(options.impressions, threads, groups, options.rounds)
+        comparison(options.impressions, threads, groups, work, rounds=options.rounds)
+        for work in options.work
         for groups in options.groups
         for threads in options.threads
     ]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_embedding_update(benchmark, threads):
-    harness.record(benchmark, comparison(4096, threads, rounds=7), "esmm_fast LazyAdam")
+@pytest.mark.parametrize("work", WORK)
+def test_embedding_update(benchmark, work, threads):
+    measured = comparison(
+        1024, threads, work=work, impressions=synth_log.SMALL, whole=False, rounds=5
+    )
+    harness.record(benchmark, measured, OURS)
 
 
 if __name__ == "__main__":
@@ -141,5 +192,6 @@ if __name__ == "__main__":
         "embedding_update",
         run,
         impressions={"type": int, "default": 4096, "help": "impressions of a batch"},
-        groups={"nargs": "+", "choices": list(GROUPS), "default": ["whole groups"]},
+        groups={"nargs": "+", "choices": synth_log.GROUPS, "default": ["whole groups"]},
+        work={"nargs": "+", "choices": WORK, "default": ["LazyAdam"]},
     )

@@ -89,7 +89,9 @@ def _settled(threads: int | None) -> Iterator[None]:
             gc.enable()
 
 
-def _sample(call: Call, repeats: int) -> float:
+def _sample(call: Call, repeats: int, lead: int = 0) -> float:
+    for _ in range(lead):
+        call()
     begin = time.perf_counter()
     for _ in range(repeats):
         call()
@@ -106,6 +108,7 @@ def compare(
     rounds: int = 15,
     warmup: int = 3,
     sample_seconds: float = 0.005,
+    lead: int = 0,
     threads: int | None = None,
 ) -> Comparison:
     """Returns the candidates' times, taken in turns.
@@ -117,6 +120,8 @@ def compare(
         rounds: Rounds; in each, every candidate is sampled once, another one first each time.
         warmup: Calls of each candidate before the first round.
         sample_seconds: A sample repeats its call until it takes about this long.
+        lead: Calls before each sample that are not timed, so that nobody pays for what the
+            candidate before left in the caches.
         threads: Threads for torch; None leaves them.
     """
     names = list(calls)
@@ -131,7 +136,7 @@ def compare(
             gc.collect()
             first = round_number % len(names)
             for name in names[first:] + names[:first]:
-                seconds[name].append(_sample(calls[name], repeats[name]))
+                seconds[name].append(_sample(calls[name], repeats[name], lead))
         used = torch.get_num_threads()
     return Comparison(title, baseline or names[0], used, seconds, calls)
 

@@ -5,29 +5,26 @@ from collections.abc import Sequence
 from itertools import cycle
 
 import harness
-import log_batch
 import pytest
+import synth_log
 import torch
+from synth_log import DIM
 
 from esmm_fast import ops
 
-DIM = 18
-SCALE = 0.1  # of the published table sizes
-ROTATION = 4  # batches in turn, so that none stays in the cache by accident
-
 
 def comparison(
-    impressions: int, threads: int, rounds: int = 15, gradient: bool = False
+    batch_size: int, threads: int, rounds: int = 15, gradient: bool = False, **log: int
 ) -> harness.Comparison:
-    schema = log_batch.schema(SCALE)
-    inputs = [log_batch.make(schema, impressions, seed) for seed in range(ROTATION)]
+    inputs = synth_log.inputs(batch_size, **log)  # type: ignore[arg-type]
+    schema = inputs[0].schema
     weight = torch.randn(sum(schema.table_rows.values()), DIM).mul_(0.01)
     weight.requires_grad_(gradient)
     common_fields = len(schema.common)
     grads = [torch.randn(len(each.offsets) - 1, DIM) for each in inputs]
 
     def ours():
-        turn = cycle(range(ROTATION))
+        turn = cycle(range(len(inputs)))
 
         def call():
             i = next(turn)
@@ -40,7 +37,7 @@ def comparison(
         return call
 
     def bag():
-        turn = cycle(range(ROTATION))
+        turn = cycle(range(len(inputs)))
 
         def call():
             i = next(turn)
@@ -75,7 +72,8 @@ def run(options: argparse.Namespace) -> Sequence[harness.Comparison]:
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("gradient", [False, True])
 def test_pooled_embedding(benchmark, gradient, threads):
-    harness.record(benchmark, comparison(4096, threads, 7, gradient), "esmm_fast")
+    measured = comparison(1024, threads, 5, gradient, impressions=synth_log.SMALL, whole=False)
+    harness.record(benchmark, measured, "esmm_fast")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from .batch import Batch as Batch
     from .dataset import Dataset as Dataset
     from .embedding import EmbeddingTables as EmbeddingTables
+    from .embedding_bag import EmbeddingBag as EmbeddingBag
+    from .log_format import LogFormat as LogFormat
     from .logs import read_log as read_log
     from .model import ESMM as ESMM
+    from .model import EntireSpaceChain as EntireSpaceChain
     from .model import SplitLinear as SplitLinear
+    from .model import Tower as Tower
     from .ops.product_loss import product_loss as product_loss
     from .plan import Plan as Plan
     from .prepare_log import prepare as prepare
@@ -32,11 +36,15 @@ _HOME = {
     "Batch": "batch",
     "Dataset": "dataset",
     "ESMM": "model",
+    "EmbeddingBag": "embedding_bag",
     "EmbeddingTables": "embedding",
+    "EntireSpaceChain": "model",
     "Field": "schema",
+    "LogFormat": "log_format",
     "Plan": "plan",
     "Schema": "schema",
     "SplitLinear": "model",
+    "Tower": "model",
     "Vocabulary": "vocabulary",
     "evaluate": "train",
     "fit": "train",

@@ -1,8 +1,11 @@
 """Loads the operator libraries, and chooses their instruction set."""
 
 import ctypes
+import hashlib
 import os
 import warnings
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +46,7 @@ else:
         cuda_unavailable = str(error)
 
 
+_OWN = "esmm_fast::"
 _implementations = torch.library.Library("esmm_fast", "IMPL")
 
 
@@ -60,6 +64,28 @@ def bumps_version(name: str) -> None:
         return result
 
     _implementations.impl(name, bump, "ADInplaceOrView", with_keyset=True)
+
+
+def operators_fingerprint(sources: Iterable[Path]) -> str:
+    """Returns a hash of the operators: their schemas, and the Python files of their autograd."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in sorted(n for n in torch._C._dispatch_get_all_op_names() if _OWN in n):
+        schema = torch._C._get_schema(*(name.split(".") if "." in name else (name, "")))
+        digest.update(str(schema).encode())
+    for path in sorted(sources):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def key_compile_caches(fingerprint: str) -> None:
+    """Adds the operators' fingerprint to the key of torch.compile's caches on disk.
+
+    What torch keeps of a compiled graph holds the operators' fake kernels and backward passes as
+    they were traced, under a key that knows the operators' names alone: without this, a graph from
+    before an upgrade of esmm_fast would run after it.
+    """
+    tag = torch.compiler.config.cache_key_tag
+    torch.compiler.config.cache_key_tag = f"{tag} esmm_fast-{fingerprint}".strip()
 
 
 def set_isa(name: str) -> None:

@@ -36,6 +36,7 @@ def batch_arguments(
     dense: Any,
     impression_weights: Any,
     sample_id: Any,
+    extra: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns the fields of the batch that `Batch.from_bags` describes, by name."""
     schema = Schema.of(schema)
@@ -83,6 +84,7 @@ def batch_arguments(
         dense=_floats("dense", dense, (impressions, schema.dense)),
         impression_weights=_floats("impression_weights", impression_weights, (impressions,)),
         sample_id=None if sample_id is None else _integers("sample_id", sample_id, impressions),
+        extra={name: _extra(name, column, impressions) for name, column in extra.items()},
     )
 
 
@@ -192,6 +194,15 @@ def _unpad(
         kept &= weights
         weights = None
     return rows[kept], kept.sum(1), None if weights is None else weights[kept]
+
+
+def _extra(name: str, column: Any, impressions: int) -> Tensor:
+    tensor = torch.as_tensor(column)
+    if tensor.ndim == 0 or tensor.shape[0] != impressions:
+        raise ValueError(
+            f"extra[{name!r}]: expected {impressions} values, got shape {list(tensor.shape)}"
+        )
+    return tensor
 
 
 def _bag_count(fields: tuple[Field, ...], read: Mapping[str, _Bags]) -> int | None:

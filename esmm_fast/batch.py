@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +32,7 @@ class Batch:
     dense: Tensor | None = None  # [B, dense] float32
     impression_weights: Tensor | None = None  # [B] float32
     sample_id: Tensor | None = None  # [B] int64
+    extra: dict[str, Tensor] = field(default_factory=dict)  # each [B]: columns passed through
 
     @staticmethod
     def from_bags(
@@ -45,6 +46,7 @@ class Batch:
         dense: Any = None,
         impression_weights: Any = None,
         sample_id: Any = None,
+        extra: Mapping[str, Any] | None = None,
     ) -> Batch:
         """Returns the batch of a user's own bags, with its plan. Tensors or arrays, all on CPU.
 
@@ -66,6 +68,7 @@ class Batch:
             dense: [B, schema.dense] float features.
             impression_weights: [B] floats.
             sample_id: [B] integers.
+            extra: Each [B]: what is to come along.
 
         Raises:
             ValueError: Names the field and what is wrong:
@@ -96,6 +99,7 @@ class Batch:
                 dense=dense,
                 impression_weights=impression_weights,
                 sample_id=sample_id,
+                extra=extra or {},
             )
         )
 

@@ -11,7 +11,7 @@ import torch
 
 from ._compiled import _native
 from .batch import Batch
-from .columns import batch_source, contradicting_labels
+from .columns import Carried, batch_source, carried_columns, contradicting_labels
 from .machine import usable_cores
 from .plan import Plan
 from .schema import Schema
@@ -66,8 +66,10 @@ class Batches:
         epoch: The epoch of the batch that comes next.
 
     A batch has U common rows in the order in which its impressions first name them, `sample_id`,
-    and a plan that is ready. `plan.weights` is None where no field is weighted. Without common rows
-    in the dataset every impression is a group of its own.
+    and a plan that is ready. `plan.weights` is None where no field is weighted. Of the schema it
+    has `dense`, `impression_weights` (times those of a weighted view, see `Dataset.weighted`), and
+    in `extra` every extra column that holds numbers (times as integers). Without common rows in
+    the dataset every impression is a group of its own.
     """
 
     def __init__(
@@ -94,24 +96,26 @@ class Batches:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed: expected 0 <= seed < 2^64, got {seed}")
         schema = schema or dataset.schema
-        if schema.dense or schema.weight or schema.extra:
-            raise ValueError(
-                "schema: dense features, an impression weight and extra columns are not read from "
-                "a dataset; "
-                "give a schema without them, or build batches with Batch.from_bags"
-            )
         self.schema = vocabulary.sized(schema)
         self.batch_size = batch_size
         self.threads = max(1, min(8, usable_cores() // 2)) if threads is None else threads
         self.prefetch = 2 * max(1, self.threads) if prefetch is None else prefetch
-        self._source = batch_source(dataset, self.schema, vocabulary, labels == "raw")
+        self._carried = carried_columns(dataset, schema)
+        self._source = batch_source(
+            dataset, self.schema, vocabulary, labels == "raw", self._carried
+        )
         self._selection = _selected(dataset)
+        self._weights: np.ndarray | None = getattr(dataset, "impression_weights", None)
         if labels == "drop":
             contradicts = contradicting_labels(dataset, self.schema.labels)
             if self._selection is None:
-                self._selection = np.flatnonzero(~contradicts)
+                kept = np.flatnonzero(~contradicts)
+                self._selection = kept
             else:
-                self._selection = self._selection[~contradicts[self._selection]]
+                kept = np.flatnonzero(~contradicts[self._selection])
+                self._selection = self._selection[kept]
+            if self._weights is not None:
+                self._weights = self._weights[kept]
         self.impressions = (
             dataset.impressions.num_rows if self._selection is None else len(self._selection)
         )
@@ -212,9 +216,10 @@ class _Epoch:
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
         self._ended: str | None = None
+        self._order = batches._order()
         self._loader = _native.Loader(
             batches._source,
-            order=batches._order(),
+            order=self._order,
             selection=batches._selection,
             impressions=batches.impressions,
             batch_size=batches.batch_size,
@@ -244,9 +249,14 @@ class _Epoch:
                 self._end("done")
                 batches._epoch, batches._batch, batches._begun = batches._epoch + 1, 0, False
             raise StopIteration
+        if batches._weights is not None:
+            begin = batches._batch * batches.batch_size
+            here = slice(begin, begin + batches.batch_size)
+            which = here if self._order is None else self._order[here]
+            arrays["impression_weights"] = np.array(batches._weights[which])
         batches._batch += 1
         batches._begun = True
-        return _batch(arrays)
+        return _batch(arrays, batches.schema, batches._carried)
 
     def close(self) -> None:
         """Ends the threads; a batch that is being made is finished first."""
@@ -258,14 +268,22 @@ class _Epoch:
         self._loader.stop()
 
 
-def _batch(arrays: dict[str, Any]) -> Batch:
+def _batch(arrays: dict[str, Any], schema: Schema, carried: tuple[Carried, ...]) -> Batch:
     """Returns the batch over the arrays of the C++ side, none of them copied."""
+    columns = arrays.pop("carried")
+    own = {c.name: c.of_batch(column) for c, column in zip(carried, columns, strict=True)}
+    if schema.dense:
+        arrays["dense"] = own["dense"]
+    if schema.weight is not None:
+        of_view = arrays.get("impression_weights", np.float32(1))
+        arrays["impression_weights"] = own[schema.weight].astype(np.float32, copy=False) * of_view
+    extra = {name: torch.from_numpy(own[name]) for name in schema.extra if name in own}
     tensors: dict[str, Any] = {
         name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
         for name, value in arrays.items()
     }
     plan = Plan(**{name: tensors.pop(name) for name in _PLAN})
-    return Batch(plan, **tensors)
+    return Batch(plan, **tensors, extra=extra)
 
 
 def _selected(dataset: LogTables) -> np.ndarray | None:

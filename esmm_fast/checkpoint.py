@@ -1,7 +1,13 @@
-"""Checkpoints: the networks of a method as safetensors, and the position of training beside them.
+"""Checkpoints: networks and the state of their training, as safetensors and JSON.
 
-A checkpoint is a folder `step-0000000196/` with `<network>.safetensors` for each network and
-`checkpoint.json`. It is written beside and renamed, so that one that exists is whole.
+A checkpoint is a folder `step-0000000196/`:
+
+    <network>.safetensors   the parameters of each network
+    training.safetensors    the tensors of the training's state (optimizers, losses, random numbers)
+    checkpoint.json         all the rest, and where in it those tensors belong
+
+It is written beside, synced and renamed, so that one that exists is whole, whenever the process
+ends. A second one of the same step is `step-0000000196.1`, and the first is removed after it.
 """
 
 from __future__ import annotations
@@ -15,24 +21,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-VERSION = 1
+from .nested import join_tensors, split_tensors
+
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk: its state, and its tensors when they are asked for."""
+    """A checkpoint on disk: its facts, and its tensors when they are asked for."""
 
     path: Path
-    state: dict[str, Any]
-    """What was given to `save`: the position of training and what else is needed to go on."""
+    facts: dict[str, Any]
+    """What was given to `save`, with `step` and `networks`."""
 
     @property
     def networks(self) -> tuple[str, ...]:
         """Names of the networks."""
-        return tuple(self.state["networks"])
+        return tuple(self.facts["networks"])
+
+    @property
+    def step(self) -> int:
+        """Steps of training before it, of all networks together."""
+        return int(self.facts["step"])
 
     def load_into(self, networks: Mapping[str, nn.Module]) -> None:
         """Loads the parameters of every network.
@@ -45,46 +59,70 @@ class Checkpoint:
                 f"{self.path}: expected networks {sorted(networks)}, got {sorted(self.networks)}"
             )
         for name, network in networks.items():
-            try:
-                network.load_state_dict(load_file(_file(self.path, name)))
-            except RuntimeError as error:
-                reason = " ".join(str(error).split())
-                raise ValueError(f"{_file(self.path, name)}: {reason}") from error
+            self.load_network(name, network)
+
+    def load_network(self, name: str, network: nn.Module) -> None:
+        """Loads the parameters of one network."""
+        path = _file(self.path, name)
+        try:
+            network.load_state_dict(_tensors(path))
+        except RuntimeError as error:
+            raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
+
+    def training(self) -> Any:
+        """Returns the state of training that was given to `save`; its tensors are copies."""
+        tensors = {n: t.clone() for n, t in _tensors(_file(self.path, "training")).items()}
+        return join_tensors(self.facts["training"], tensors)
 
 
 def save(
-    folder: str | Path, networks: Mapping[str, nn.Module], step: int, state: Mapping[str, Any]
+    folder: str | Path,
+    networks: Mapping[str, nn.Module],
+    step: int,
+    facts: Mapping[str, Any] | None = None,
+    *,
+    training: Any = None,
+    keep: int = 1,
 ) -> Path:
-    """Writes a checkpoint into `folder` and returns its path; one of the same step is replaced.
+    """Writes a checkpoint into `folder` and returns its path; removes those that are too old.
 
     Args:
         folder: RUN/checkpoints; made where it is missing.
         networks: By name; their state_dicts must hold tensors alone.
         step: Steps of training done, which names the checkpoint.
-        state: Whatever JSON can hold.
+        facts: Whatever JSON can hold.
+        training: State of training: tensors, numbers, texts and None, nested in dicts, lists and
+            tuples.
+        keep: Steps that are kept, the newest ones.
     """
     folder = Path(folder)
-    final = folder / f"step-{step:010d}"
-    partial = folder / f".{final.name}.part"
+    folder.mkdir(parents=True, exist_ok=True)
+    before = _found(folder)
+    name = f"step-{step:010d}"
+    if same := [number for at, number, _ in before if at == step]:
+        name += f".{max(same) + 1}"
+    partial = folder / f".{name}.part"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, network in networks.items():
-        save_file(_tensors(name, network), _file(partial, name))
+    partial.mkdir()
+    for network_name, network in networks.items():
+        save_file(_parameters(network_name, network), _file(partial, network_name))
+    plain, tensors = split_tensors(training)
+    save_file(tensors, _file(partial, "training"))
     content = {
         "format": "esmm_fast checkpoint",
         "version": VERSION,
         "step": step,
         "networks": list(networks),
-        **state,
+        **(facts or {}),
+        "training": plain,
     }
-    (partial / "checkpoint.json").write_text(json.dumps(content, indent=1) + "\n")
+    (partial / "checkpoint.json").write_text(json.dumps(content, allow_nan=False) + "\n")
     for path in (*partial.iterdir(), partial):
-        _sync(path)
-    if final.exists():
-        shutil.rmtree(final)
-    partial.rename(final)
-    _sync(folder)
-    return final
+        sync(path)
+    partial.rename(folder / name)
+    sync(folder)
+    _remove_old(folder, keep)
+    return folder / name
 
 
 def load(path: str | Path) -> Checkpoint:
@@ -95,45 +133,74 @@ def load(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     try:
-        state = json.loads((path / "checkpoint.json").read_text())
+        facts = json.loads((path / "checkpoint.json").read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path}: expected a checkpoint, got no checkpoint.json") from None
-    if state.get("version") != VERSION:
-        raise ValueError(f"{path}: expected version {VERSION}, got {state.get('version')}")
-    return Checkpoint(path, state)
+    if facts.get("version") != VERSION:
+        raise ValueError(f"{path}: expected version {VERSION}, got {facts.get('version')}")
+    return Checkpoint(path, facts)
+
+
+def exists(folder: str | Path) -> bool:
+    """Returns whether there is a checkpoint in `folder`."""
+    return bool(_found(Path(folder)))
 
 
 def latest(folder: str | Path) -> Checkpoint:
-    """Returns the checkpoint of the most steps in `folder`.
+    """Returns the newest checkpoint in `folder`.
 
     Raises:
         ValueError: If there is none.
     """
-    folder = Path(folder)
-    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
-    steps = sorted(name for name in names if re.fullmatch(r"step-\d{10,}", name))
-    if not steps:
+    if not (found := _found(Path(folder))):
         raise ValueError(f"{folder}: expected a checkpoint step-..., found none")
-    return load(folder / max(steps, key=lambda name: int(name.removeprefix("step-"))))
+    return load(found[-1][2])
 
 
-def _file(path: Path, network: str) -> Path:
-    return path / f"{network}.safetensors"
-
-
-def _tensors(name: str, network: nn.Module) -> dict[str, Tensor]:
-    tensors = {}
-    for key, value in network.state_dict().items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}.{key}: expected a tensor, got {type(value).__name__}")
-        tensors[key] = value.detach().cpu().contiguous()
-    return tensors
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Makes the operating system write a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _found(folder: Path) -> list[tuple[int, int, Path]]:
+    """Returns (step, number, path) of every checkpoint, the newest last."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if match := re.fullmatch(r"step-(\d{10,})(?:\.(\d+))?", path.name):
+            found.append((int(match[1]), int(match[2] or 0), path))
+    return sorted(found)
+
+
+def _remove_old(folder: Path, keep: int) -> None:
+    """Removes all but the newest checkpoint of each of the last `keep` steps, and leftovers."""
+    newest = {step: path for step, _, path in _found(folder)}
+    kept = set(list(newest.values())[-keep:])
+    for _, _, path in _found(folder):
+        if path not in kept:
+            gone = folder / f".{path.name}.part"  # half removed it must not look whole
+            path.rename(gone)
+    for path in folder.glob(".step-*.part"):
+        shutil.rmtree(path)
+
+
+def _file(path: Path, name: str) -> Path:
+    return path / f"{name}.safetensors"
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a file, mapped and not read."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _parameters(name: str, network: nn.Module) -> dict[str, Tensor]:
+    tensors = {}
+    for key, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}.{key}: expected a tensor, got {type(value).__name__}")
+        tensors[key] = value.detach().cpu().contiguous()
+    return tensors

@@ -11,14 +11,24 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from . import __version__
+from .interruption import Interrupted
+from .printing import (
+    echo_impression,
+    echo_json,
+    echo_mapping,
+    echo_metrics,
+    echo_published,
+    echo_rejected,
+    echo_slices,
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _EXISTING = click.Path(exists=True, path_type=Path)
+_FILE = click.Path(exists=True, allow_dash=True, path_type=Path)
 _PATH = click.Path(path_type=Path)
 _RATE = click.FloatRange(0, 1, min_open=True, max_open=True)
 _COUNT = click.IntRange(min=1)
-_SHOWN = 8  # occurrences of a bag that `head` prints
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -27,7 +37,7 @@ _SHOWN = 8  # occurrences of a bag that `head` prints
 def cli() -> None:
     """Entire-space CTR/CVR models, from the raw log to the report.
 
-    LOGDIR: the four files of a raw log. DATASET: what `prepare` makes of one half of it. RUN: what
+    LOG: the files of a raw log. DATASET: what `prepare` makes of one half of it. RUN: what
     `train` makes. --debug can stand anywhere.
     """
 
@@ -72,31 +82,52 @@ def synth(out: Path, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("logdir", type=_EXISTING, required=False)
-@click.option("--skeleton", type=_EXISTING, multiple=True, help="Instead of LOGDIR; repeatable.")
-@click.option("--common", type=_EXISTING, multiple=True, help="The common rows of --skeleton.")
-@click.option("--out", type=_PATH, help="LOGDIR: OUT/train and OUT/test; --skeleton: the dataset.")
+@click.argument("log", type=_EXISTING, nargs=-1)
+@click.option("--skeleton", type=_FILE, multiple=True, help="Instead of LOG; repeatable; -: stdin.")
+@click.option("--common", type=_FILE, multiple=True, help="Common rows of --skeleton or --table.")
+@click.option("--table", type=_EXISTING, multiple=True, help="Parquet, Arrow; needs --schema.")
+@click.option("--out", type=_PATH, help="LOG: OUT/train and OUT/test; --skeleton: the dataset.")
+@click.option("--schema", type=_EXISTING, help="YAML: the fields and the spelling of your own log.")
 @click.option("--threads", type=_COUNT)
 @click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
 @click.option("--rejects", type=_PATH, help="Receives the lines that --on-error skip leaves out.")
 @click.option("--check", is_flag=True, help="Read everything, list the anomalies, write nothing.")
 def prepare(
-    logdir: Path | None, skeleton: tuple[Path, ...], out: Path | None, check: bool, **options: Any
+    log: tuple[Path, ...],
+    skeleton: tuple[Path, ...],
+    table: tuple[Path, ...],
+    out: Path | None,
+    check: bool,
+    **options: Any,
 ) -> None:
-    """Turn a raw log into datasets."""
-    if (logdir is None) == (not skeleton):
-        raise click.UsageError("expected LOGDIR or --skeleton, one of them")
+    """Turn a raw log into datasets.
+
+    LOG: a directory with the files of the log or with its archives, or the archives themselves
+    (sample_train.tar.gz sample_test.tar.gz), read as they are. The exit status of --check is 1 if
+    a line is bad.
+    """
+    if sum(map(bool, (log, skeleton, table))) != 1:
+        raise click.UsageError("expected LOG, --skeleton or --table, one of them")
     if out is None and not check:
         raise click.UsageError("expected --out (only --check writes nothing)")
+    if table and not options["schema"]:
+        raise click.UsageError("expected --schema with --table: it says what the columns mean")
+    if options["rejects"] and (options["on_error"] != "skip" or check):
+        raise click.UsageError("expected --on-error skip with --rejects, and no --check")
     from .prepare_log import prepare as run
 
-    result = run(
-        logdir, out=out, skeleton=skeleton, check=check, **_given(options), progress=_progress()
-    )
-    if check and isinstance(result, dict):
-        _echo_mapping(result)
-    elif out is not None:
-        click.echo(out)
+    options = _given(options | {"skeleton": skeleton, "table": table})
+    result = run(log or None, out=out, check=check, **options, progress=True)
+    if check:
+        facts: Any = result
+        echo_mapping(facts)
+        reports = [facts] if "impressions" in facts else facts.values()
+        if bad := sum(e["count"] for report in reports for e in report["errors"].values()):
+            raise ValueError(f"{bad:,} bad lines, listed above under errors")
+        return
+    for half, dataset in (result if isinstance(result, dict) else {"": result}).items():
+        echo_rejected(half, dataset.manifest["rejected"])
+    click.echo(out)
 
 
 @cli.command()
@@ -109,9 +140,12 @@ def info(dataset: Path, as_json: bool, verify: bool) -> None:
 
     facts = Dataset(dataset).info(verify=verify)
     if as_json:
-        _echo_json(facts)
-    else:
-        _echo_mapping(facts)
+        echo_json(facts)
+        return
+    published = facts.pop("published", None)
+    echo_mapping(facts)
+    if published:
+        echo_published(published)
 
 
 @cli.command()
@@ -122,15 +156,7 @@ def head(dataset: Path, n: int) -> None:
     from .dataset import Dataset
 
     for impression in Dataset(dataset).head(n):
-        fields = impression.pop("fields")
-        click.echo("  ".join(f"{name} {value}" for name, value in impression.items()))
-        for name, occurrences in fields.items():
-            shown = " ".join(
-                f"{feature_id}" if value == 1 else f"{feature_id}:{value:g}"
-                for feature_id, value in occurrences[:_SHOWN]
-            )
-            more = len(occurrences) - _SHOWN
-            click.echo(f"  {name:8}{shown}{f' ... {more} more' if more > 0 else ''}")
+        echo_impression(impression)
 
 
 @cli.command()
@@ -166,6 +192,9 @@ def _settings_options(command: Command) -> Command:
         click.option("--group-limit", type=_COUNT, help="Neighbours kept together in shuffling."),
         click.option("--labels", type=click.Choice(["and", "drop", "raw"])),
         click.option("--table-optimizer", type=click.Choice(["lazy_adam", "adam"])),
+        click.option("--warmup-steps", type=click.IntRange(min=0)),
+        click.option("--schedule", type=click.Choice(["constant", "linear", "cosine"])),
+        click.option("--final-lr-share", type=click.FloatRange(0, 1)),
         click.option("--seed", type=click.IntRange(min=0)),
     ]
     for option in reversed(options):
@@ -177,30 +206,46 @@ def _settings_options(command: Command) -> Command:
 @click.option("--train", "train_set", type=_EXISTING, help="Dataset to train on.")
 @click.option("--valid", type=_EXISTING, help="Dataset to evaluate after each epoch.")
 @click.option("--config", "config_file", type=_EXISTING, help="YAML; options override it.")
-@click.option("--method", help="esmm (default), base or ctr.")
-@click.option("--out", type=_PATH, required=True, help="RUN; must not exist.")
+@click.option("--method", help="esmm (default), ctr, base, aman-10, ...; see `compare`.")
+@click.option("--out", type=_PATH, required=True, help="RUN; must not exist without --resume.")
+@click.option("--resume", is_flag=True, help="Continue RUN, to the same bits; begin it if missing.")
+@click.option("--evaluate-steps", type=_COUNT, help="Evaluate within an epoch too.")
+@click.option("--patience", type=_COUNT, help="Evaluations without improvement before stopping.")
+@click.option("--stop-metric", help="What must improve, e.g. cvr.auc. Default: the log loss.")
+@click.option("--checkpoint-minutes", type=click.FloatRange(min=0), help="Default: 10.")
+@click.option("--keep-checkpoints", type=_COUNT, help="Default: 2.")
+@click.option("--tensorboard", is_flag=True, default=None, help="Write RUN/tensorboard too.")
 @_settings_options
 def train(
     train_set: Path | None,
     valid: Path | None,
     config_file: Path | None,
-    method: str | None,
     out: Path,
-    **settings: Any,
+    resume: bool,
+    patience: int | None,
+    stop_metric: str | None,
+    **options: Any,
 ) -> None:
-    """Train one method on a dataset."""
+    """Train one method on a dataset.
+
+    A signal, an error or a kill ends a run that --resume continues.
+    """
     from . import config
 
-    given = {"train": _text(train_set), "valid": _text(valid), "method": method}
-    given |= {f"settings.{name}": value for name, value in settings.items()}
+    given: dict[str, Any] = {"train": _text(train_set), "valid": _text(valid)}
+    given |= {"early_stopping.patience": patience, "early_stopping.metric": stop_metric}
+    of_run = {field for field in config.RunConfig.__struct_fields__}
+    given |= {n if n in of_run else f"settings.{n}": value for n, value in options.items()}
     content = config.load(config_file) if config_file else {}
+    if resume and out.exists():
+        content = config.over(config.saved(out), content)
     if not (given["train"] or content.get("train")):
         raise click.UsageError("expected --train, or a --config with train in it")
     resolved = config.resolve(config.RunConfig, content, given)
 
     from . import report, runs
 
-    results = runs.train(resolved, out, progress=_progress())
+    results = runs.train(resolved, out, resume=resume, progress=_progress(), say=click.echo)
     report.write(results, out / "report.html")
     for name, network in results["networks"].items():
         click.echo(
@@ -208,16 +253,35 @@ def train(
             f"in {network['seconds']:.1f} s"
         )
     if "valid" in results:
-        _echo_metrics(results["valid"])
+        echo_metrics(results["valid"])
     click.echo(out / "report.html")
+
+
+_KEPT = click.option(
+    "--unclicked-kept",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    help="Share of the unclicked impressions that the training set kept: corrects the pCTR.",
+)
 
 
 @cli.command()
 @click.argument("run", type=_EXISTING)
 @click.argument("dataset", type=_EXISTING)
 @click.option("--truth", type=_EXISTING, help="Parquet file with sample_id, pctr and pcvr.")
-@click.option("--json", "as_json", is_flag=True)
-def evaluate(run: Path, dataset: Path, truth: Path | None, as_json: bool) -> None:
+@click.option("--by", multiple=True, help="Field, for the calibration by feature id; repeatable.")
+@click.option("--top", type=_COUNT, default=10, show_default=True, help="Slices shown of each.")
+@_KEPT
+@click.option("--json", "as_json", is_flag=True, help="All of it, with all slices.")
+def evaluate(
+    run: Path,
+    dataset: Path,
+    truth: Path | None,
+    by: tuple[str, ...],
+    top: int,
+    unclicked_kept: float,
+    as_json: bool,
+) -> None:
     """Evaluate a run on a dataset.
 
     CTR over all, CVR over clicked, CTCVR over all impressions, with the model's own pCTR.
@@ -228,53 +292,109 @@ def evaluate(run: Path, dataset: Path, truth: Path | None, as_json: bool) -> Non
 
     loaded = Run.load(run)
     known = None if truth is None else Truth.load(truth)
-    result = loaded.evaluate(Dataset(dataset), known, progress=_progress())
+    result = loaded.evaluate(
+        Dataset(dataset), known, kept=unclicked_kept, by=by, progress=_progress()
+    )
     if as_json:
-        _echo_json(result)
+        echo_json(result)
     else:
-        _echo_metrics(result)
+        echo_metrics(result)
+        for field, tasks in result.get("slices", {}).items():
+            echo_slices(field, tasks, top)
+
+
+@cli.command()
+@click.argument("run", type=_EXISTING)
+@click.argument("dataset", type=_EXISTING)
+@click.option("--out", type=_PATH, required=True, help="Parquet file; must not exist.")
+@_KEPT
+def predict(run: Path, dataset: Path, out: Path, unclicked_kept: float) -> None:
+    """Write pctr, pcvr and pctcvr of every impression, by sample_id."""
+    from .dataset import Dataset
+    from .predict import write_predictions
+    from .runs import Run
+
+    count = write_predictions(
+        Run.load(run), Dataset(dataset), out, kept=unclicked_kept, progress=_progress()
+    )
+    click.echo(f"{count:,} impressions -> {out}")
+
+
+def _shares(context: click.Context, option: click.Parameter, value: str | None) -> Any:
+    if value is None:
+        return None
+    try:
+        shares = [float(share) for share in value.split(",")]
+    except ValueError:
+        shares = []
+    if not shares or not all(0 < share <= 100 for share in shares):
+        raise click.BadParameter(f"expected percents like 1,20,40,100, got {value!r}")
+    return shares
 
 
 @cli.command()
 @click.option("--train", "train_set", type=_EXISTING, required=True, help="Dataset.")
 @click.option("--test", "test_set", type=_EXISTING, required=True, help="Dataset.")
-@click.option("--methods", default="base,esmm", show_default=True, help="Names, or: all.")
+@click.option(
+    "--methods", default="base,esmm", show_default=True, help="Names; all: the paper's seven."
+)
 @click.option("--repeats", type=_COUNT, default=10, show_default=True)
 @click.option("--truth", type=_EXISTING, help="Truth of the test set, where it is synthetic.")
-@click.option("--out", type=_PATH, required=True, help="Must not exist.")
+@click.option("--holdout", type=click.FloatRange(0, 0.5), default=0.0, help="Share, end of train.")
+@click.option("--select", type=click.Choice(["test", "valid"]), default="test", show_default=True)
+@click.option("--train-shares", callback=_shares, help="Percents of groups, e.g. 1,20,40,100.")
+@click.option("--out", type=_PATH, required=True, help="New, or a comparison to go on with.")
 @_settings_options
 def compare(
     train_set: Path,
     test_set: Path,
     methods: str,
-    repeats: int,
     truth: Path | None,
+    holdout: float,
+    select: str,
+    train_shares: list[float] | None,
+    repeats: int,
     out: Path,
     **settings: Any,
 ) -> None:
-    """Compare methods by the protocol of the paper."""
-    if out.exists():
-        raise FileExistsError(f"{out}: expected nothing there yet, but it exists")
-    from . import config, experiment, report
+    """Compare methods by the protocol of the paper.
+
+    Writes each finished run into OUT at once: the same command goes on where it was stopped. The
+    best setting of a grid (aman, oversampling) is looked for on the test set, as in the paper, or
+    with --select valid on a held-out end of the training set.
+    """
+    from . import config, experiment, report, results
     from .dataset import Dataset
-    from .methods import METHODS
     from .train import Truth
 
-    results = experiment.compare(
-        Dataset(train_set),
-        Dataset(test_set),
-        list(METHODS) if methods == "all" else [name.strip() for name in methods.split(",")],
-        repeats=repeats,
-        settings=config.resolve(config.Settings, {}, settings),
-        truth=None if truth is None else Truth.load(truth),
-        progress=_progress(),
-        say=click.echo,
-    )
-    results["synthetic"] = experiment.synthetic_parameters(truth)
-    out.mkdir(parents=True)
-    experiment.write(results, out)
-    click.echo(f"\n{experiment.markdown(results)}")
-    click.echo(report.write(results, out / "report.html"))
+    names = [name.strip() for name in methods.split(",")]
+    options: dict[str, Any] = {
+        "repeats": repeats,
+        "settings": config.resolve(config.Settings, {}, settings),
+        "truth": None if truth is None else Truth.load(truth),
+        "out": out,
+        "holdout": holdout,
+        "select": select,
+        "progress": _progress(),
+        "say": click.echo,
+    }
+    sets = Dataset(train_set), Dataset(test_set)
+    if train_shares is None:
+        found = experiment.compare(*sets, names, **options)
+    else:
+        found = experiment.compare_shares(*sets, names, train_shares, **options)
+    found["synthetic"] = experiment.synthetic_parameters(truth)
+    found["command"] = _command_line()
+    results.write(found, out)
+    click.echo(f"\n{results.markdown(found)}")
+    click.echo(report.write(found, out / "report.html"))
+
+
+def _command_line() -> str:
+    """Returns the command as it was typed."""
+    import shlex
+
+    return " ".join(["esmm-fast", *map(shlex.quote, sys.argv[1:])])
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -288,9 +408,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         )
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" ({context.command_path} --help lists what there is)" if context else ""
+        click.echo(f"Error: {_one_line(error.format_message())}{hint}", err=True)
+        sys.exit(error.exit_code)
+    except Interrupted as error:
+        click.echo(error, err=True)
+        sys.exit(128 + error.number)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(130)
@@ -313,16 +441,16 @@ def _terminate(signal_number: int, frame: object) -> NoReturn:
 
 def _readable(error: Exception) -> str:
     """Returns an error as one line; one that was not foreseen with its kind and a hint."""
-    message = str(error).strip()
-    if isinstance(error, KeyError) and error.args:
-        message = str(error.args[0])
+    message = _one_line(error.args[0] if isinstance(error, KeyError) and error.args else error)
     foreseen = (ValueError, OSError, ArithmeticError, ImportError, MemoryError, TypeError)
-    if isinstance(error, ImportError):
-        return message  # lists the likely causes, line by line
-    message = " ".join(message.split()) or "out of memory" * isinstance(error, MemoryError)
+    message = message or "out of memory" * isinstance(error, MemoryError)
     if isinstance(error, foreseen) and message:
         return message
     return f"{type(error).__name__}: {message} (--debug shows where)"
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())
 
 
 def _progress() -> bool:
@@ -336,53 +464,3 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
-
-
-def _echo_json(value: Any) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=1).decode())
-
-
-def _echo_mapping(value: dict[str, Any], indent: str = "") -> None:
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            flat = inner and not any(isinstance(v, dict) for v in inner.values())
-            if flat and indent:
-                click.echo(
-                    f"{indent}{key}: " + ", ".join(f"{k} {_shown(v)}" for k, v in inner.items())
-                )
-            else:
-                click.echo(f"{indent}{key}:" + ("" if inner else " none"))
-                _echo_mapping(inner, indent + "  ")
-        else:
-            click.echo(f"{indent}{key}: {_shown(inner)}")
-
-
-def _shown(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def _echo_metrics(result: dict[str, Any]) -> None:
-    """Prints the metrics of each task, one line each, with the space it is over."""
-    click.echo(
-        f"{result['impressions']:,} impressions, {result['clicks']:,} clicks, "
-        f"{result['conversions']:,} conversions"
-    )
-    rows = [
-        (
-            task.upper() + (", own pCTR" if task == "ctcvr" else ""),
-            result[task]["space"],
-            result[task],
-        )
-        for task in ("ctr", "cvr", "ctcvr")
-        if task in result
-    ]
-    for space, metrics in result.get("truth", {}).get("cvr", {}).items():
-        rows.append(("pCVR against truth", f"{space} impressions", metrics))
-    click.echo(f"{'':20}{'':24}{'AUC %':>9}{'log loss':>10}{'obs/exp':>9}")
-    for name, space, metrics in rows:
-        click.echo(
-            f"{name:20}{space:24}{100 * metrics['auc']:9.2f}{metrics['log_loss']:10.4f}"
-            f"{metrics['calibration']:9.3f}"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +16,14 @@ if TYPE_CHECKING:
 
 
 def batch_source(
-    dataset: LogTables, schema: Schema, vocabulary: Vocabulary, raw_labels: bool
+    dataset: LogTables,
+    schema: Schema,
+    vocabulary: Vocabulary,
+    raw_labels: bool,
+    carried: tuple[Carried, ...] = (),
 ) -> _native.BatchSource:
-    """Returns the source of batches of a dataset; `schema` has the vocabulary's rows."""
+    """Returns the source of batches of a dataset; `schema` has the vocabulary's rows, `carried` is
+    what `carried_columns` returns."""
     impressions, common = dataset.impressions, dataset.common_rows
     has_common_row = "common_row" in impressions.column_names
     if schema.common and not has_common_row:
@@ -40,6 +46,7 @@ def batch_source(
         has_common_row=has_common_row,
         weighted=weighted,
         row_end=max(1, sum(schema.table_rows.values())),
+        carried_widths=[c.width for c in carried],
     )
     for field in (*schema.common, *schema.impression):
         source.add_field(
@@ -53,15 +60,90 @@ def batch_source(
                 rows=batch.num_rows, columns=_columns(batch, schema.common), owner=batch
             )
     for batch in impressions.to_batches():
+        arrays = [c.array(batch) for c in carried]
         source.add_impressions(
             rows=batch.num_rows,
             columns=_columns(batch, schema.impression),
             common_row=_numbers(batch, "common_row", "uint32") if has_common_row else 0,
             sample_id=_numbers(batch, "sample_id", "uint64", "int64"),
             labels=[_numbers(batch, name, "uint8") for name in schema.labels],
-            owner=batch,
+            carried=[array.ctypes.data for array in arrays],
+            owner=(batch, arrays),
         )
     return source
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A column of fixed width that comes along with each impression of a batch.
+
+    Args:
+        name: Its name in the dataset.
+        type: Of one number.
+        numbers: Per impression: 1, or those of a list.
+    """
+
+    name: str
+    type: np.dtype
+    numbers: int = 1
+
+    @property
+    def width(self) -> int:
+        """Bytes per impression."""
+        return self.type.itemsize * self.numbers
+
+    def array(self, batch: pa.RecordBatch) -> np.ndarray:
+        """Returns the numbers of a record batch [rows * numbers], copied where they must be."""
+        import pyarrow as pa
+
+        column = batch.column(self.name)
+        if pa.types.is_fixed_size_list(column.type):
+            column = column.flatten()
+        if column.null_count and self.type.kind != "f":
+            raise ValueError(
+                f"column {self.name!r}: {column.null_count} values are null, which no "
+                f"{self.type} can be; fill them, or leave it out of the schema's extra"
+            )
+        if self.type.kind == "u" and pa.types.is_boolean(column.type):
+            column = column.cast(pa.uint8())
+        if pa.types.is_temporal(column.type):
+            column = column.cast(pa.int32() if column.type.bit_width == 32 else pa.int64())
+        values = column.to_numpy(zero_copy_only=False)
+        return np.ascontiguousarray(values, dtype=self.type)
+
+    def of_batch(self, bytes_: np.ndarray) -> np.ndarray:
+        """Returns a batch's numbers [B], or [B, numbers] of a list, from their bytes."""
+        values = bytes_.view(self.type)
+        return values.reshape(-1, self.numbers) if self.name == "dense" else values
+
+
+def carried_columns(dataset: LogTables, schema: Schema) -> tuple[Carried, ...]:
+    """Returns the dense features, the weight, and the extra columns that are numbers.
+
+    Times come as their integers; a column of text stays in the dataset.
+    """
+    import pyarrow as pa
+
+    table = dataset.impressions
+    carried = []
+    if schema.dense:
+        _require(table, "impression", "dense")
+        stored = table.schema.field("dense").type
+        if not stored.equals(pa.list_(pa.float32(), schema.dense)):
+            raise ValueError(f"column 'dense': {schema.dense} float32 expected, got {stored}")
+        carried.append(Carried("dense", np.dtype(np.float32), schema.dense))
+    for name in ((schema.weight,) if schema.weight is not None else ()) + schema.extra:
+        _require(table, "impression", name)
+        stored = table.schema.field(name).type
+        if pa.types.is_boolean(stored):
+            carried.append(Carried(name, np.dtype(np.uint8)))
+        elif pa.types.is_temporal(stored) and stored.bit_width <= 64:
+            carried.append(Carried(name, np.dtype(f"i{stored.bit_width // 8}")))
+        elif pa.types.is_integer(stored) or pa.types.is_floating(stored):
+            carried.append(Carried(name, np.dtype(stored.to_pandas_dtype())))
+        elif name == schema.weight:
+            raise ValueError(f"column {name!r}: a number expected for the weight, got {stored}")
+    return tuple(carried)
 
 
 def contradicting_labels(dataset: LogTables, labels: tuple[str, ...]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import msgspec
 
 Labels = Literal["and", "drop", "raw"]
 TableOptimizer = Literal["lazy_adam", "adam"]
+Schedule = Literal["constant", "linear", "cosine"]
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -44,6 +46,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     table_optimizer: TableOptimizer = "lazy_adam"
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises from lr / warmup_steps to lr."""
+    schedule: Schedule = "constant"
+    """How the learning rate falls from the end of the warm-up to the end of the last epoch."""
+    final_lr_share: float = 0.0
+    """Share of lr that a linear or cosine schedule ends with."""
     evaluation_batch_size: int = 8192
     """Impressions per batch of an evaluation; does not change its result."""
     seed: int = 0
@@ -61,8 +69,42 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError(f"lr: expected a number above 0, got {self.lr}")
         if not self.init_std >= 0:
             raise ValueError(f"init_std: expected a number of at least 0, got {self.init_std}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps: expected at least 0, got {self.warmup_steps}")
+        if not 0 <= self.final_lr_share <= 1:
+            raise ValueError(
+                f"final_lr_share: expected a share from 0 to 1, got {self.final_lr_share}"
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed: expected 0 <= seed < 2**63, got {self.seed}")
+
+
+METRICS = {"auc": 1, "log_loss": -1, "brier": -1, "calibration_error": -1}
+"""What early stopping can watch: 1 where more is better, -1 where less is."""
+
+
+class EarlyStopping(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Ends a training that no longer improves; it keeps the parameters of the best evaluation."""
+
+    patience: int = 1
+    """Evaluations without an improvement after which training ends."""
+    metric: str | None = None
+    """For example cvr.auc; null: the log loss of ctcvr, cvr or ctr, the first that there is."""
+    min_delta: float = 0.0
+    """What counts as an improvement is more than this."""
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ValueError(f"patience: expected at least 1, got {self.patience}")
+        if not self.min_delta >= 0:
+            raise ValueError(f"min_delta: expected a number of at least 0, got {self.min_delta}")
+        task, _, name = (self.metric or "cvr.auc").partition(".")
+        if task not in ("ctr", "cvr", "ctcvr") or name not in METRICS:
+            known = ", ".join(METRICS)
+            raise ValueError(
+                f"metric: expected ctr, cvr or ctcvr, a point and one of {known}, "
+                f"got {self.metric!r}"
+            )
 
 
 class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -73,7 +115,30 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     valid: str | None = None
     """Dataset directory that is evaluated after each epoch."""
     method: str = "esmm"
+    evaluate_steps: int | None = None
+    """Steps from one evaluation of `valid` to the next within an epoch; null: none."""
+    early_stopping: EarlyStopping | None = None
+    """Off by default."""
+    checkpoint_minutes: float = 10.0
+    """Minutes from one checkpoint to the next; 0: one after every step."""
+    keep_checkpoints: int = 2
+    """Checkpoints that are kept, the newest ones."""
+    tensorboard: bool = False
+    """Also write the metrics as TensorBoard events, into RUN/tensorboard."""
     settings: Settings = Settings()
+
+    def __post_init__(self) -> None:
+        for name in ("evaluate_steps", "keep_checkpoints"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
+        if not self.checkpoint_minutes >= 0:
+            raise ValueError(
+                f"checkpoint_minutes: expected a number of at least 0, "
+                f"got {self.checkpoint_minutes}"
+            )
+        for name in ("evaluate_steps", "early_stopping"):
+            if getattr(self, name) is not None and self.valid is None:
+                raise ValueError(f"{name}: expected a validation set with it (valid: DATASET)")
 
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -92,6 +157,8 @@ def load(path: str | Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
         raise ValueError(f"{path}:{line}: not YAML: {error.problem}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -123,7 +190,11 @@ def resolve(
         *parents, last = key.split(".")
         at = merged
         for parent in parents:
-            at = at.setdefault(parent, {})
+            if at.get(parent) is None:
+                at[parent] = {}
+            at = at[parent]
+            if not isinstance(at, dict):
+                raise ValueError(f"{parent}: expected a mapping, got {at!r}")
         at[last] = value
     try:
         # Not strict: YAML 1.1 reads 1e-3, without a point, as a string.
@@ -132,12 +203,64 @@ def resolve(
         raise ValueError(_explained(kind, str(error))) from error
 
 
+def saved(run: str | Path) -> dict[str, Any]:
+    """Returns the content of a run's config.yaml.
+
+    Raises:
+        ValueError: If it is no run.
+    """
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{run}: expected a run, found no config.yaml")
+    return load(path)
+
+
+def over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns one mapping laid over another; mappings inside are laid over each other too.
+
+    >>> over({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"d": 4}})
+    {'a': 1, 'b': {'c': 2, 'd': 4}}
+    """
+    both = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], Mapping) and isinstance(above[key], Mapping):
+            both[key] = over(below[key], above[key])
+    return both
+
+
+def differences(a: msgspec.Struct, b: msgspec.Struct) -> dict[str, tuple[Any, Any]]:
+    """Returns the keys in which two configs differ, with both values; inner keys with a dot.
+
+    >>> differences(Settings(), Settings(lr=0.1))
+    {'lr': (0.001, 0.1)}
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in a.__struct_fields__:
+        there, here = getattr(a, name), getattr(b, name)
+        if isinstance(there, msgspec.Struct) and isinstance(here, msgspec.Struct):
+            inner = differences(there, here)
+            found |= {f"{name}.{key}": values for key, values in inner.items()}
+        elif there != here:
+            found[name] = (there, here)
+    return found
+
+
 def save(config: msgspec.Struct, path: str | Path) -> None:
     """Writes a config as YAML, every default spelled out."""
     import yaml
 
     content = yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False, allow_unicode=True)
-    Path(path).write_text(content, encoding="utf-8")
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.write_text(content, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _structs_in(types: tuple[Any, ...]) -> Any:
+    """Returns the struct among the types of a list or union; else the first of them."""
+    flat = [t for outer in types for t in (outer, *get_args(outer))]
+    structs = [t for t in flat if hasattr(t, "__struct_fields__")]
+    return next(iter(structs or types), None)
 
 
 def _explained(kind: type[msgspec.Struct], message: str) -> str:
@@ -147,11 +270,14 @@ def _explained(kind: type[msgspec.Struct], message: str) -> str:
     inner: Any = kind
     for key in keys:
         fields = msgspec.structs.fields(inner) if hasattr(inner, "__struct_fields__") else ()
-        inner = next((field.type for field in fields if field.name == key), None)
+        name = key.partition("[")[0]
+        inner = next((field.type for field in fields if field.name == name), None)
+        for _ in range(key.count("[")):  # "fields[3]": what the list holds
+            inner = _structs_in(get_args(inner))
     if reason.startswith("Invalid enum value") and get_args(inner):
         reason += f"; expected one of {', '.join(map(str, get_args(inner)))}"
     if unknown := re.search(r"contains unknown field `(.+)`", reason):
-        kind = inner
+        kind = inner if hasattr(inner, "__struct_fields__") else _structs_in(get_args(inner))
         names = [field.name for field in msgspec.structs.fields(kind)]
         near = difflib.get_close_matches(unknown[1], names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(names)}"

@@ -17,10 +17,11 @@ from ._compiled import _native
 from .manifest import (
     DATA_FILES,
     DatasetError,
-    published_comparison,
     read_manifest,
     schema_from_dict,
 )
+from .published import published_comparison
+from .record_batches import IMPRESSION_COLUMNS
 from .schema import Field, Schema, Side
 from .staging import staged_directory
 
@@ -43,14 +44,17 @@ class Dataset:
         manifest: Schema, counts, versions and checksums, as `prepare` wrote them.
         schema: The fields of the log (without table rows, which a vocabulary gives).
         impressions: Table of all impressions of the directory, in the order of the log: sample_id,
-            click, conversion, common_row (into `common_rows`), and per field a list of ids
-            (`multi`; empty: absent) or a nullable id; behind a weighted field ``<field>_value``
-            with the same offsets.
+            the labels, common_row (into `common_rows`; not where the log has no common rows),
+            ``dense`` (a list of float32), the weight and the extra columns of the schema, and per
+            field a list of ids (`multi`; empty: absent) or a nullable id; behind a weighted field
+            ``<field>_value`` with the same offsets.
         common_rows: Table of key (the 16 hex characters as uint64) and the common fields, in the
             order of the log.
         counts: Table of field, feature_id, count: occurrences as stored, by field and ascending id.
         selection: Rows of `impressions` that this view holds, in its order (int64; may repeat), or
             None: all.
+        impression_weights: Weight of each impression of this view (float32 [len(self)]), which its
+            batches carry, or None: all 1. See `weighted`.
 
     Raises:
         DatasetError: The directory is not a dataset, of another version, or damaged.
@@ -73,6 +77,7 @@ class Dataset:
         self.manifest: dict[str, Any] = read_manifest(self.path)
         self.schema: Schema = schema_from_dict(self.manifest["schema"])
         self.selection: np.ndarray | None = None
+        self.impression_weights: np.ndarray | None = None
         self.impressions = self._open("impressions.arrow")
         self.common_rows = self._open("common_rows.arrow")
         for name, table in (("impressions", self.impressions), ("common_rows", self.common_rows)):
@@ -104,7 +109,7 @@ class Dataset:
         return f"Dataset({str(self.path)!r}: {len(self):,} impressions{view}, {common})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self.path, self.selection)
+        return _reopen, (self.path, self.selection, self.impression_weights)
 
     # ---- Views
 
@@ -121,6 +126,36 @@ class Dataset:
         view = object.__new__(Dataset)
         view.__dict__.update(self.__dict__)
         view.selection = chosen if self.selection is None else self.selection[chosen]
+        if self.impression_weights is not None:
+            view.impression_weights = self.impression_weights[chosen]
+        return view
+
+    def weighted(self, weights: Any) -> Dataset:
+        """Returns this view with a weight for each impression; weights of views multiply.
+
+        Batches carry them as `Batch.impression_weights`, and a loss of mean reduction is then
+        sum(w L) / sum(w) of the batch. A later `select` takes each impression's weight along.
+
+        Args:
+            weights: [len(self)], finite and not negative; kept as float32.
+
+        Raises:
+            ValueError: Another length, or the first weight that is negative or not finite.
+        """
+        array = np.asarray(weights, np.float32)
+        if array.shape != (len(self),):
+            raise ValueError(
+                f"weights: expected {len(self)}, one for each impression, got shape "
+                f"{list(array.shape)}"
+            )
+        bad = ~((array >= 0) & (array < np.inf))
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            raise ValueError(f"weights[{at}]: expected a finite number >= 0, got {array[at]}")
+        view = object.__new__(Dataset)
+        view.__dict__.update(self.__dict__)
+        before = self.impression_weights
+        view.impression_weights = array.copy() if before is None else before * array
         return view
 
     def _chosen(self, which: Any) -> np.ndarray:
@@ -155,21 +190,21 @@ class Dataset:
         return np.where(indices < 0, indices + len(self), indices)
 
     def labels(self, kind: LabelKind = "and") -> np.ndarray:
-        """Returns the labels of the view, float32 [n, 2]: click and the second stage.
+        """Returns the labels of the view, float32 [n, K], first stage first.
 
         Args:
-            kind: ``"and"``: the second is click AND conversion. ``"raw"``: conversion as logged.
-                ``"drop"``: as logged, without the rows that have a conversion but no click (n is
-                then smaller than ``len(self)``).
+            kind: ``"and"``: a stage AND all before it (click; click AND conversion). ``"raw"``: as
+                logged. ``"drop"``: as logged, without the rows where a stage is 1 after one that is
+                0, a conversion without a click (n is then smaller than ``len(self)``).
         """
         if kind not in ("and", "drop", "raw"):
             raise ValueError(f"kind: 'and', 'drop' or 'raw' expected, got {kind!r}")
-        click, conversion = (self.impressions[n].to_numpy() for n in ("click", "conversion"))
+        labels = np.stack([self.impressions[n].to_numpy() for n in self.schema.labels], axis=1)
         if self.selection is not None:
-            click, conversion = click[self.selection], conversion[self.selection]
-        labels = np.stack([click, click & conversion if kind == "and" else conversion], axis=1)
-        if kind == "drop":
-            labels = labels[click >= conversion]
+            labels = labels[self.selection]
+        if kind != "raw":
+            reached = np.minimum.accumulate(labels, axis=1)
+            labels = reached if kind == "and" else labels[(labels == reached).all(axis=1)]
         return labels.astype(np.float32)
 
     def batches(self, batch_size: int, **options: Any) -> Batches:
@@ -190,7 +225,9 @@ class Dataset:
             `impressions`, `clicks`, `conversions` (with click), `conversions_without_click`,
             `common_rows`, `common_rows_unused`, `bytes`, `fields` ({name: occurrences (as stored),
             distinct_ids, rows_without (of its own file)}), `anomalies` and `rejected` ({class:
-            count, first}), `promoted`, and, for a file named like a public one, `published`: how
+            count, first}), `promoted`, `labels` ({name: impressions where it is 1}, where they are
+            not click and conversion: `clicks` is then the first stage, `conversions` the last
+            reached), and, for a file named like a public one, `published`: how
             the totals compare. `verified` is True after `verify`. A view adds `selected`; all else
             is about the directory.
 
@@ -209,6 +246,8 @@ class Dataset:
         info["bytes"] = sum(file["bytes"] for file in self.manifest["files"].values())
         for name in ("fields", "anomalies", "rejected", "promoted"):
             info[name] = self.manifest[name]
+        if "labels" in self.manifest:
+            info["labels"] = self.manifest["labels"]
         if (published := published_comparison(self.manifest, info)) is not None:
             info["published"] = published
         if self.selection is not None:
@@ -237,9 +276,9 @@ class Dataset:
         """Returns the first n impressions of the view, joined with their common rows.
 
         Returns:
-            Per impression: `sample_id`, `click`, `conversion`, `common_row`, `key` (16 hex
-            characters), and `fields`: {name: [(feature id, value), ...]} of the fields that are
-            there, common ones first.
+            Per impression: `sample_id`, the labels, `common_row`, the columns that are carried
+            along, `key` (16 hex characters), and `fields`: {name: [(feature id, value), ...]} of
+            the fields that are there, common ones first.
         """
         rows = np.arange(min(n, len(self)), dtype=np.int64)
         if self.selection is not None:
@@ -247,15 +286,22 @@ class Dataset:
         impressions = []
         for row in rows.tolist():
             impression = self.impressions.slice(row, 1).to_pylist()[0]
-            common = self.common_rows.slice(impression["common_row"], 1).to_pylist()[0]
-            features = _features(common, self.schema.common)
+            features, key = {}, {}
+            if (common_row := impression.get("common_row")) is not None:
+                common = self.common_rows.slice(common_row, 1).to_pylist()[0]
+                features = _features(common, self.schema.common)
+                key = {"key": f"{common['key']:016x}"}
             features |= _features(impression, self.schema.impression)
-            fixed = ("sample_id", "click", "conversion", "common_row")
-            impressions.append(
-                {n: impression[n] for n in fixed}
-                | {"key": f"{common['key']:016x}", "fields": features}
-            )
+            own = [n for f in self.schema.impression for n in (f.name, f"{f.name}_value")]
+            fixed = {n: value for n, value in impression.items() if n not in own}
+            impressions.append({**fixed, **key, "fields": features})
         return impressions
+
+    def _carried(self) -> tuple[str, ...]:
+        """Returns the columns behind the labels that are carried along."""
+        dense = ("dense",) if self.schema.dense else ()
+        weight = () if self.schema.weight is None else (self.schema.weight,)
+        return (*dense, *weight, *self.schema.extra)
 
     # ---- Back to text
 
@@ -265,7 +311,16 @@ class Dataset:
 
         Nothing differs from the log that was read but the order of the fields inside a row and the
         spelling of numbers: a value is the shortest decimal that reads back to its float32.
+
+        Raises:
+            ValueError: The dataset has other columns than a log of this format.
         """
+        columns = (*self.impressions.column_names[: len(IMPRESSION_COLUMNS)], *self._carried())
+        if columns != IMPRESSION_COLUMNS:
+            raise ValueError(
+                f"{self.path}: a dump has the columns {', '.join(IMPRESSION_COLUMNS)}; the dataset "
+                f"has {', '.join(columns)}, which it would lose: read {self.path}/*.arrow instead"
+            )
         with staged_directory(Path(out)) as staged:
             with open(staged / "common_features.csv", "wb") as file:
                 for batch in self.common_rows.to_batches():
@@ -298,9 +353,9 @@ class Dataset:
             yield batches[first], list(zip(begins.tolist(), ends.tolist(), strict=True))
 
 
-def _reopen(path: Path, selection: np.ndarray | None) -> Dataset:
+def _reopen(path: Path, selection: np.ndarray | None, weights: np.ndarray | None) -> Dataset:
     dataset = Dataset(path)
-    dataset.selection = selection
+    dataset.selection, dataset.impression_weights = selection, weights
     return dataset
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import mmap
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +18,7 @@ from .gradient_queue import GradientQueue
 from .schema import Schema
 
 _LINE = 64  # bytes of a cache line
+_HUGE_PAGE = 2 << 20  # bytes
 
 
 class EmbeddingTables(nn.Module):
@@ -51,7 +54,7 @@ class EmbeddingTables(nn.Module):
         sparse: Give `weight.grad` as a sparse tensor over the touched rows (ordinary mode only).
         mean: Divide each pooled sum by the number of occurrences of its bag.
         dtype: float32 (default) or float64.
-        device: Where the weight lies; it is made on the CPU first.
+        device: Where the weight lies and is made; its bits are the same on CPU and CUDA.
 
     >>> from esmm_fast import Field, Schema
     >>> from esmm_fast.reference import batch_plan
@@ -101,9 +104,9 @@ class EmbeddingTables(nn.Module):
             raise ValueError(
                 f"schema: expected fewer than 2^31 rows in all tables together, got {rows}"
             )
-        weight = torch.empty(rows, dim, dtype=dtype)
+        weight = _zeros(torch.empty(rows, 0, dtype=dtype, device=device), dim)
         self._init_weight(weight, init_std, seed, dict(feature_ids or {}))
-        self.weight = nn.Parameter(weight.to(device))
+        self.weight = nn.Parameter(weight)
         self._states: dict[str, tuple[int, int]] = {}  # name -> first element in a row, width
         self._queue: GradientQueue | None = None
 
@@ -124,7 +127,9 @@ class EmbeddingTables(nn.Module):
                     )
                 ids = torch.from_numpy(array.astype(np.uint64).view(np.int64))
             part = weight[bases[table] : bases[table] + rows]
-            ops.embedding_init(part, ids, key=_table_key(seed, table), std=init_std)
+            ops.embedding_init(
+                part, ids.to(weight.device), key=_table_key(seed, table), std=init_std
+            )
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the pooled fields of common rows, [U, Fc * D], and impressions, [B, Fs * D].
@@ -200,9 +205,8 @@ class EmbeddingTables(nn.Module):
         for name, (width, _) in states.items():
             self._states[name] = (first, width)
             first += width
-        table = self.weight.new_zeros(
-            self.weight.shape[0], _stride(first, self.weight.element_size()), requires_grad=False
-        )
+        stride = _stride(first, self.weight.element_size(), self.weight.device.type)
+        table = _zeros(self.weight, stride)
         table[:, : self.dim] = self.weight.detach()
         for name, (_, initial) in states.items():
             if initial != 0:
@@ -289,16 +293,41 @@ def _table_key(seed: int, table: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def _stride(elements: int, element_size: int) -> int:
+def _stride(elements: int, element_size: int, device: str = "cpu") -> int:
     """Returns the elements from row to row: whole cache lines, for small rows a part of one.
+
+    On CUDA whole sectors of 32 bytes; rows that fill no more than 2.5 of them (D = 18 with one
+    number of state) lie 16 bytes apart, which costs as many sectors and less memory.
 
     >>> _stride(54, 4), _stride(3, 4)
     (64, 4)
+    >>> _stride(54, 4, "cuda"), _stride(19, 4, "cuda"), _stride(18, 4, "cuda")
+    (56, 20, 20)
     """
     size = elements * element_size
+    if device == "cuda":
+        unit = 16 if size <= 80 else 32
+        return -(-size // unit) * unit // element_size
     if size > _LINE // 2:
         return -(-size // _LINE) * _LINE // element_size
     return (1 << (size - 1).bit_length()) // element_size
+
+
+def _zeros(like: Tensor, width: int) -> Tensor:
+    """Returns zeros [len(like), width] in huge pages where the system has them.
+
+    A batch touches rows all over the tables, so nearly every row is on a page of its own: with
+    pages of 4 KiB each needs a walk through page tables that themselves miss the cache.
+    """
+    size = like.shape[0] * width * like.element_size()
+    if like.device.type != "cpu" or size < _HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.zeros(like.shape[0], width, dtype=like.dtype, device=like.device)
+    memory = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(memory, dtype=like.dtype)
+    first = -whole.data_ptr() % _HUGE_PAGE // like.element_size()
+    return whole[first : first + like.shape[0] * width].view(-1, width)
 
 
 def _readable(size: int) -> str:

@@ -7,44 +7,34 @@ A model's own pCTR is reported apart. Source: arXiv:1804.07931, sections 3.1 to 
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
-from . import __version__, metrics
+from . import __version__
+from .catalogue import CTR, family_of, resolve
 from .config import Settings
 from .dataset import Dataset
-from .methods import CTR, METHODS, Method, by_name, fit_method
-from .runs import check_same_fields, counts, machine, network_facts, now
-from .train import Predictions, Truth, task_metrics
+from .evaluation import Truth
+from .memory import available
+from .methods import Method
+from .records import Records
+from .results import DIFFERENCES, best_of, differences, label, summarize
+from .runner import Runner, key_of
+from .runs import check_same_fields, counts, dataset_identity, machine, now, table_memory
+from .samplers import share_of_groups, split_off_end
 from .vocabulary import Vocabulary
 
 PROTOCOL = (
     "CVR: AUC of pCVR over clicked test impressions. CTCVR: AUC of pCTR * pCVR over all test "
     "impressions, pCTR from one separately trained CTR network per repeat, the same for every "
-    "method. The vocabulary is made from the training set."
+    "method. The vocabulary is made from the training set. From the paper: network, embedding "
+    "dimension, Adam's betas and eps, the grids. The paper leaves open learning rate, batch size, "
+    "epochs and initialization: those are ours (see the settings)."
 )
-
-COLUMNS = {
-    "CVR AUC (clicked)": "metrics.cvr.auc",
-    "CTCVR AUC (all)": "metrics.ctcvr.auc",
-    "CTCVR AUC (all, own pCTR)": "own_pctr.ctcvr.auc",
-    "CVR log loss (clicked)": "metrics.cvr.log_loss",
-    "CVR observed/expected (clicked)": "metrics.cvr.calibration",
-    "CTCVR observed/expected (all)": "metrics.ctcvr.calibration",
-    "pCVR AUC vs truth (all)": "metrics.truth.cvr.all.auc",
-    "pCVR AUC vs truth (clicked)": "metrics.truth.cvr.clicked.auc",
-    "pCVR AUC vs truth (unclicked)": "metrics.truth.cvr.unclicked.auc",
-    "true/predicted mean pCVR (clicked)": "metrics.truth.cvr.clicked.calibration",
-    "true/predicted mean pCVR (unclicked)": "metrics.truth.cvr.unclicked.calibration",
-}
-"""Columns of the Markdown table: title -> where it stands in a run."""
 
 
 def compare(
@@ -55,6 +45,9 @@ def compare(
     repeats: int = 10,
     settings: Settings | None = None,
     truth: Truth | None = None,
+    out: str | Path | None = None,
+    holdout: float = 0.0,
+    select: str = "test",
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -63,147 +56,224 @@ def compare(
     Args:
         train: Training set; the vocabulary is made from it.
         test: Test set.
-        methods: Names of `methods.METHODS`.
+        methods: Names, families and "all", as `catalogue.resolve` takes them.
         repeats: Times that everything is trained anew, with the seeds `settings.seed + repeat`.
         settings: Of every network; None means the defaults.
         truth: The true probabilities of the test impressions, where they are known.
+        out: Directory that keeps every finished run; a call with the same arguments (methods and
+            repeats may be more or fewer) goes on where one was stopped. None: nothing is kept.
+        holdout: Share of the training set, its last groups, that nothing is trained on and every
+            run is evaluated on too (`valid`); 0 means none.
+        select: Where the best setting of a grid is looked for, by the mean CVR AUC over repeats:
+            "test", as the paper does it and too favourable to grids, or "valid", the held-out part.
         progress: Shows bars.
-        say: Receives one line for each finished training.
+        say: Receives one line for each finished run, with the time left.
 
     Returns:
-        A dict of plain values, as `write` saves it: `protocol`, `settings`, `data`, `repeats`,
-        `ctr_network.runs` and `methods.<name>.{title, ..., runs, summary, curves}`. `summary` has
-        for each metric its `mean`, `std` (n - 1; null for one run) and `runs`; `curves` are those
-        of the first repeat.
+        A dict of plain values, as `results.write` saves it: `protocol`, `settings`, `data`,
+        `repeats`, `ctr_network`, `methods.<name>.{title, setting, ..., runs, summary, differences,
+        curves}`, `families.<family>.{title, members, best}` and `rows`, the methods that stand for
+        their families. `summary` has for each metric its `mean`, `std` (n - 1; null for one run)
+        and `runs`; `differences` are paired to BASE; `curves` are those of the first repeat.
 
     Raises:
         ValueError: For an unknown or repeated method, or sets of different fields.
+        FileExistsError: `out` holds something else, or a comparison of other arguments.
     """
     settings = settings or Settings()
-    if not methods or len(set(methods)) != len(methods):
-        raise ValueError(f"methods: expected some names, each once, got {list(methods)}")
     if repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
-    chosen = [by_name(name, METHODS) for name in methods]
-    check_same_fields(train.schema, test.schema, train.path, test.path)
-
-    vocabulary = Vocabulary.from_dataset(train, min_count=settings.min_count)
-    say(f"vocabulary: {sum(vocabulary.sized(train.schema).table_rows.values()):,} table rows")
-    ctr_runs: list[dict[str, Any]] = []
-    by_method: dict[str, list[dict[str, Any]]] = {m.name: [] for m in chosen}
-    curves: dict[str, Any] = {}
-
-    def run(method: Method, repeat: int) -> tuple[Predictions, dict[str, Any]]:
-        seed = settings.seed + repeat
-        trained = fit_method(method, train, vocabulary, settings, seed=seed, progress=progress)
-        facts = {"repeat": repeat, "seed": seed, "networks": network_facts(trained)}
-        seconds = sum(history.seconds for history in trained.histories.values())
-        seen = sum(history.impressions for history in trained.histories.values())
-        say(
-            f"repeat {repeat + 1}/{repeats}, {method.title}: {trained.steps:,} steps, "
-            f"{seen:,} impressions in {seconds:.1f} s ({seen / max(seconds, 1e-9):,.0f}/s)"
+    if select not in ("test", "valid") or (select == "valid" and not holdout):
+        raise ValueError(
+            f"select: expected 'test', or 'valid' with a holdout, got {select!r} and {holdout}"
         )
-        return trained.predict(test, vocabulary, settings, progress=progress), facts
-
-    for repeat in range(repeats):
-        ctr, facts = run(CTR, repeat)
-        if ctr.pctr is None:
-            raise RuntimeError("the CTR network gives no pctr")
-        ctr_runs.append({**facts, "metrics": task_metrics(ctr, truth)})
-        for method in chosen:
-            own, facts = run(method, repeat)
-            judged = own.with_pctr(ctr.pctr)
-            result = task_metrics(judged, truth)
-            facts["metrics"] = {k: v for k, v in result.items() if k != "ctr"}
-            if own.pctr is not None:
-                with_own = task_metrics(own)
-                facts["own_pctr"] = {task: with_own[task] for task in ("ctr", "ctcvr")}
-            by_method[method.name].append(facts)
-            if repeat == 0:
-                curves[method.name] = curves_of(judged, truth)
-
+    chosen = resolve(methods)
+    check_same_fields(train.schema, test.schema, train.path, test.path)
+    parts = {"test": test}
+    if holdout:
+        train, parts["valid"] = split_off_end(train, holdout)
+    plan = {
+        "esmm_fast": __version__,
+        "settings": settings,
+        "holdout": holdout,
+        "truth": truth is not None,
+        "train": dataset_identity(train),
+        "test": dataset_identity(test),
+    }
+    records = Records(out, plan)
+    vocabulary = Vocabulary.from_dataset(
+        train, min_count=settings.min_count, selected=train.selection is not None
+    )
+    sized = vocabulary.sized(train.schema)
+    networks = {id(n.model): n for m in (CTR, *chosen) for n in m.networks.values()}
+    needed = [table_memory([n], sized, settings) for n in networks.values()]  # trained in turn
+    most = max(needed, key=lambda each: each.total)
+    say(most.lines(checkpoint=False)[0])
+    most.check(available(), checkpoint=False)
+    runner = Runner(train, parts, chosen, settings, truth, vocabulary, records, progress)
+    by_method = _run_all(runner, chosen, repeats, say)
+    base = by_method.get("base", [])
+    described = {m.name: _described(m, by_method[m.name], base) for m in chosen}
+    families = _families(chosen, described)
     return {
         "format": "esmm_fast comparison",
-        "version": 1,
+        "version": 2,
         "esmm_fast": __version__,
         "made": now(),
         "machine": machine(),
         "protocol": PROTOCOL,
         "settings": msgspec.to_builtins(settings),
         "repeats": repeats,
-        "data": {"train": counts(train), "test": counts(test)},
+        "holdout": holdout,
+        "select": select,
+        "data": {name: counts(d) for name, d in {"train": train, **parts}.items()},
         "truth_known": truth is not None,
-        "ctr_network": {"runs": ctr_runs, "summary": summarize(ctr_runs)},
-        "methods": {
-            m.name: {
-                "title": m.title,
-                "formula": m.formula,
-                "source": m.source,
-                "target": m.target,
-                "runs": by_method[m.name],
-                "summary": summarize(by_method[m.name]),
-                "curves": curves[m.name],
-            }
-            for m in chosen
-        },
+        "ctr_network": {"runs": by_method[CTR.name], "summary": summarize(by_method[CTR.name])},
+        "methods": described,
+        "families": families,
+        "rows": [f["best"][select] or f["members"][0] for f in families.values()],
     }
 
 
-def summarize(runs: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns mean, standard deviation (n - 1) and number of runs of every metric, by its place.
+def compare_shares(
+    train: Dataset,
+    test: Dataset,
+    methods: Sequence[str],
+    shares: Sequence[float],
+    *,
+    out: str | Path | None = None,
+    settings: Settings | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Returns the results on the largest share of the training set, with `shares` of all of them.
 
-    Runs in which a metric is undefined (nan) do not count in it.
+    The protocol of the paper's Figure 3: the training set is subsampled, the test set is not.
+    Shares are of **groups**: a share of the common rows, drawn at random and nested, with all of
+    their impressions; that keeps the log's form. The vocabulary is made from the share alone. The
+    draw is by `settings.seed` and the same for every repeat.
 
-    >>> summarize([{"metrics": {"cvr": {"auc": 0.5}}}, {"metrics": {"cvr": {"auc": 0.7}}}])
-    {'metrics.cvr.auc': {'mean': 0.6, 'std': 0.141421356, 'runs': 2}}
+    Args:
+        shares: In percent, each once.
+        out: Directory; each share is kept below it.
+        options: As in `compare`.
     """
-    values: dict[str, list[float]] = {}
-    for run in runs:
-        for group in ("metrics", "own_pctr"):
-            for place, value in _leaves(run.get(group, {}), group):
-                values.setdefault(place, []).append(value)
-    return {place: _mean_and_std(found) for place, found in values.items()}
-
-
-def curves_of(predictions: Predictions, truth: Truth | None) -> dict[str, Any]:
-    """Returns what the report draws: ROC, calibration, and distributions of pCVR, as plain lists.
-
-    `truth` holds, for clicked and unclicked impressions apart, the calibration curve of pCVR
-    against the true pCVR; `distribution` the shares of impressions over log10(pCVR).
-    """
-    clicked, labels = predictions.clicked, predictions.labels
-    pcvr, pctcvr = predictions.pcvr, predictions.pctcvr
-    if pcvr is None or pctcvr is None:
-        raise ValueError("predictions: expected pcvr and pctcvr, got none")
-    edges = np.linspace(-6, 0, 121)
-    result: dict[str, Any] = {
-        "roc": {
-            "cvr": _lists(metrics.roc_curve(labels[clicked, 1], pcvr[clicked])),
-            "ctcvr": _lists(metrics.roc_curve(labels[:, 1], pctcvr)),
-        },
-        "calibration": {
-            "cvr": _lists(metrics.calibration_curve(labels[clicked, 1], pcvr[clicked], 10)),
-            "ctcvr": _lists(metrics.calibration_curve(labels[:, 1], pctcvr, 10)),
-        },
-        "distribution": {
-            "log10_edges": edges.tolist(),
-            "clicked": _shares(pcvr[clicked], edges),
-            "unclicked": _shares(pcvr[~clicked], edges),
-        },
-    }
-    if truth is not None:
-        true = truth.of(predictions.sample_id).pcvr
-        result["truth"] = {
-            space: {
-                **_lists(metrics.calibration_curve(true[rows], pcvr[rows], 20)),
-                "mean_true": float(true[rows].mean()),
-                "mean_predicted": float(pcvr[rows].mean(dtype=np.float64)),
-                "shares_true": _shares(true[rows], edges),
-            }
-            for space, rows in (("clicked", clicked), ("unclicked", ~clicked))
-            if rows.any()
+    if not shares or len(set(shares)) != len(shares):
+        raise ValueError(f"train_shares: expected some shares, each once, got {list(shares)}")
+    settings = settings or Settings()
+    found = {}
+    for share in sorted(shares):
+        say(f"{share:g} % of the training groups")
+        found[share] = compare(
+            share_of_groups(train, share / 100, settings.seed),
+            test,
+            methods,
+            out=None if out is None else Path(out) / f"share-{share:g}",
+            settings=settings,
+            say=say,
+            **options,
+        )
+    results = found[max(found)]
+    results["shares"] = [
+        {
+            "percent": share,
+            **{k: v for k, v in r["data"]["train"].items() if k != "path"},
+            "methods": {
+                family: {
+                    "name": name,
+                    "title": label(r["methods"][name]),
+                    **{t: r["methods"][name]["summary"].get(p) for t, p in DIFFERENCES.items()},
+                }
+                for family, name in zip(r["families"], r["rows"], strict=True)
+            },
         }
-    return result
+        for share, r in found.items()
+    ]
+    return results
+
+
+def _run_all(
+    runner: Runner, chosen: Sequence[Method], repeats: int, say: Callable[[str], None]
+) -> dict[str, list[dict[str, Any]]]:
+    """Returns every run, by method: those that are kept, and the others run now."""
+    in_order = [CTR, *sorted(chosen, key=lambda m: m.name != "base")]  # BASE first: others need it
+    todo = [
+        (repeat, m)
+        for repeat in range(repeats)
+        for m in in_order
+        if runner.records.record(key_of(repeat, m.name)) is None
+    ]
+    total = repeats * len(in_order)
+    if len(todo) < total:
+        say(f"{total - len(todo)} of {total} runs are there already")
+    seconds: dict[str, float] = {}
+    for at, (repeat, method) in enumerate(todo):
+        started = time.perf_counter()
+        record = runner.run(repeat, method)
+        runner.records.save(key_of(repeat, method.name), record)
+        seconds[method.name] = time.perf_counter() - started
+        mean = sum(seconds.values()) / len(seconds)
+        left = sum(seconds.get(m.name, mean) for _, m in todo[at + 1 :])
+        networks = record["networks"].values()
+        seen = sum(n["impressions"] for n in networks)
+        spent = sum(n["seconds"] for n in networks)
+        title = " ".join(filter(None, (method.title, method.setting)))
+        say(
+            f"run {total - len(todo) + at + 1}/{total}, repeat {repeat + 1}/{repeats}, {title}: "
+            f"{sum(n['steps'] for n in networks):,} steps, {seen:,} impressions in {spent:.1f} s "
+            f"({seen / max(spent, 1e-9):,.0f}/s); {_time_left(left)}"
+        )
+    return {
+        m.name: [runner.records.record(key_of(repeat, m.name)) for repeat in range(repeats)]
+        for m in in_order
+    }
+
+
+def _described(method: Method, runs: Sequence[dict[str, Any]], base: Any) -> dict[str, Any]:
+    curves = runs[0]["curves"]
+    plain = [{k: v for k, v in run.items() if k != "curves"} for run in runs]
+    return {
+        "title": method.title,
+        "family": family_of(method),
+        "setting": method.setting,
+        "formula": method.formula,
+        "source": method.source,
+        "target": method.target,
+        "instability": method.instability,
+        "runs": plain,
+        "summary": summarize(plain),
+        "differences": {} if method.name == "base" else differences(plain, base),
+        "curves": curves,
+    }
+
+
+def _families(chosen: Sequence[Method], described: Mapping[str, Any]) -> dict[str, Any]:
+    members: dict[str, list[str]] = {}
+    for method in chosen:
+        members.setdefault(family_of(method), []).append(method.name)
+    return {
+        family: {
+            "title": described[names[0]]["title"],
+            "members": names,
+            "best": {
+                "test": best_of(names, described, "metrics.cvr.auc"),
+                "valid": best_of(names, described, "valid.cvr.auc"),
+            },
+        }
+        for family, names in members.items()
+    }
+
+
+def _time_left(seconds: float) -> str:
+    if seconds <= 0:
+        return "done"
+    if seconds < 90:
+        return f"about {seconds:.0f} s left"
+    return (
+        f"about {seconds / 60:.0f} min left"
+        if seconds < 5400
+        else f"about {seconds / 3600:.1f} h left"
+    )
 
 
 def synthetic_parameters(truth: str | Path | None) -> dict[str, Any] | None:
@@ -215,87 +285,3 @@ def synthetic_parameters(truth: str | Path | None) -> dict[str, Any] | None:
         return {}
     parameters: dict[str, Any] = msgspec.json.decode(path.read_bytes()).get("parameters", {})
     return parameters
-
-
-def to_json(results: dict[str, Any]) -> bytes:
-    """Returns results as indented JSON; nan and infinity become null."""
-    return msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n"
-
-
-def write(results: dict[str, Any], out: str | Path) -> None:
-    """Writes results.json and results.md into `out`, which must exist."""
-    Path(out, "results.json").write_bytes(to_json(results))
-    Path(out, "results.md").write_text(markdown(results), encoding="utf-8")
-
-
-def markdown(results: dict[str, Any]) -> str:
-    """Returns the comparison as a Markdown table of means and standard deviations."""
-    titles = [title for title, place in COLUMNS.items() if _anywhere(results, place)]
-    rows = [["method", *titles], ["---"] * (len(titles) + 1)]
-    for method in results["methods"].values():
-        cells = [cell(method["summary"].get(COLUMNS[title]), COLUMNS[title]) for title in titles]
-        rows.append([method["title"], *cells])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    data = "; ".join(
-        f"{name}: {d['impressions']:,} impressions, {d['clicks']:,} clicks, "
-        f"{d['conversions']:,} conversions"
-        for name, d in results["data"].items()
-    )
-    return f"{table}\n\n{results['protocol']}\n{data}; repeats: {results['repeats']}.\n"
-
-
-def cell(summary: dict[str, Any] | None, place: str) -> str:
-    """Returns a metric as text: an AUC in percent, with its deviation where there is one.
-
-    >>> cell({"mean": 0.6856, "std": 0.0037, "runs": 10}, "metrics.cvr.auc")
-    '68.56 ± 0.37'
-    """
-    if summary is None or summary["mean"] is None:
-        return "-"
-    percent = 100 if place.endswith("auc") else 1
-    digits = 2 if place.endswith("auc") else 4 if place.endswith("log_loss") else 3
-    text = f"{summary['mean'] * percent:.{digits}f}"
-    return text if summary["std"] is None else f"{text} ± {summary['std'] * percent:.{digits}f}"
-
-
-def _anywhere(results: dict[str, Any], place: str) -> bool:
-    return any(place in method["summary"] for method in results["methods"].values())
-
-
-def _leaves(value: dict[str, Any], place: str) -> list[tuple[str, float]]:
-    found: list[tuple[str, float]] = []
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            found += _leaves(inner, f"{place}.{key}")
-        elif isinstance(inner, int | float):
-            found.append((f"{place}.{key}", float(inner)))
-    return found
-
-
-def _mean_and_std(values: Sequence[float]) -> dict[str, Any]:
-    finite = [value for value in values if math.isfinite(value)]
-    return {
-        "mean": _rounded(statistics.fmean(finite)) if finite else None,
-        "std": _rounded(statistics.stdev(finite)) if len(finite) > 1 else None,
-        "runs": len(finite),
-    }
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.9g}")
-
-
-def _lists(curve: Any) -> dict[str, list[float]]:
-    return {
-        name: [_rounded(v) if isinstance(v, float) else v for v in values.tolist()]
-        for name, values in curve._asdict().items()
-    }
-
-
-def _shares(values: NDArray[Any], edges: NDArray[np.float64]) -> list[float]:
-    """Returns the share of values between edges of log10; those outside count at the ends."""
-    if not len(values):
-        return [0.0] * (len(edges) - 1)
-    logs = np.log10(np.clip(values.astype(np.float64), 10 ** edges[0], 10 ** edges[-1]))
-    shares = np.histogram(np.clip(logs, edges[0], edges[-1]), edges)[0] / len(values)
-    return [_rounded(share) for share in shares.tolist()]

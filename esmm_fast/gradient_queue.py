@@ -50,26 +50,15 @@ class KeptGradient:
 
     def row_gradients(self) -> Tensor:
         """Returns the gradient of each touched row, [T, D]."""
-        return torch.ops.esmm_fast.pooled_embedding_row_gradients(
-            self.grad_common,
-            self.grad_impression,
-            self.weights,
-            self.bag_of_occurrence,
-            self.segment_ptr,
-            self.occurrence_by_row,
-        )
+        return self._by_row(torch.ops.esmm_fast.pooled_embedding_row_gradients)
 
     def squared_norm(self) -> float:
         """Returns the sum of the squares of `row_gradients()`, in float64."""
-        squares = torch.ops.esmm_fast.pooled_embedding_squared_norm(
-            self.grad_common,
-            self.grad_impression,
-            self.weights,
-            self.bag_of_occurrence,
-            self.segment_ptr,
-            self.occurrence_by_row,
-        )
-        return float(squares)
+        return float(self._by_row(torch.ops.esmm_fast.pooled_embedding_squared_norm))
+
+    def _by_row(self, op: Any) -> Tensor:
+        bags = self.grad_common, self.grad_impression, self.weights, self.bag_of_occurrence
+        return op(*bags, self.segment_ptr, self.occurrence_by_row)
 
     def _same_plan(self, other: KeptGradient) -> bool:
         def same(a: Tensor | None, b: Tensor | None) -> bool:
@@ -102,11 +91,11 @@ def merged(entries: list[KeptGradient]) -> KeptGradient:
         *itertools.accumulate(len(e.grad_common) + len(e.grad_impression) for e in entries),
     ]
     bases = [0, *itertools.accumulate(len(e.bag_of_occurrence) for e in entries)]
-    row_of_segment_place = torch.cat(
+    rows = torch.cat(
         [torch.repeat_interleave(e.touched_rows, e.segment_ptr.diff()) for e in entries]
     )
-    ordered, order = torch.sort(row_of_segment_place, stable=True)
-    touched, counts = torch.unique_consecutive(ordered, return_counts=True)
+    one_bag = rows.new_tensor([0, len(rows)])
+    _, touched, segment_ptr, order, _ = torch.ops.esmm_fast.batch_plan(rows, one_bag, 2**31 - 1)
     places = torch.cat(
         [e.occurrence_by_row + base for e, base in zip(entries, bases, strict=False)]
     )
@@ -122,8 +111,8 @@ def merged(entries: list[KeptGradient]) -> KeptGradient:
         weights,
         torch.cat([e.bag_of_occurrence + b for e, b in zip(entries, bag_bases, strict=False)]),
         touched,
-        torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int(),
-        places[order],
+        segment_ptr,
+        places[order.long()],
     )
 
 

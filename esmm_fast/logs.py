@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import gzip
-import os
-import stat
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from ._compiled import _native
+from .inputs import Files, Inputs, LogFile, log_files
+from .log_format import LogFormat
 from .machine import usable_cores
 from .record_batches import (
     Layout,
@@ -25,7 +24,6 @@ from .record_batches import (
 )
 from .schema import ALI_CCP, Field, Schema, Side
 
-PathLike = str | os.PathLike[str]
 OnError = Literal["stop", "skip"]
 
 CHUNK_BYTES = 8 << 20
@@ -60,7 +58,9 @@ class LogError(ValueError):
 
 
 def place(found: dict[str, Any]) -> str:
-    """Returns ``file:line (byte N)``."""
+    """Returns ``file:line (byte N)``; of a table ``file: row N``."""
+    if "row" in found:
+        return f"{found['file']}: row {found['row']}"
     return f"{found['file']}:{found['line']} (byte {found['byte']})"
 
 
@@ -93,8 +93,8 @@ class Log:
 
 
 def read_log(
-    skeleton: PathLike | Iterable[PathLike],
-    common: PathLike | Iterable[PathLike] | None = None,
+    skeleton: Files,
+    common: Files = None,
     schema: Schema = ALI_CCP,
     threads: int | None = None,
     *,
@@ -104,9 +104,11 @@ def read_log(
     """Returns the columns of a log, every occurrence with its value and every common row once.
 
     Args:
-        skeleton: Skeleton file or files (one line per impression), plain or gzip.
-        common: Files of the common rows. None: there are none; then the keys of the skeleton files
-            become common rows without features, in the order in which they appear.
+        skeleton: Skeleton file or files (one line per impression): plain, gzip, a tar archive that
+            holds one, or ``-`` for standard input.
+        common: Files of the common rows, likewise; an archive can be both. None: there are none;
+            then the keys of the skeleton files become common rows without features, in the order
+            in which they appear.
         schema: The fields. Where the log needs more than it says (a second occurrence in a row, a
             value other than 1), the field becomes `multi` or `weighted` in the result's schema.
         threads: Threads of the parser; None: all cores of this process. The result does not depend
@@ -153,48 +155,63 @@ class LogReader:
         skeleton, common, schema, threads, on_error, chunk_bytes: As in `read_log`.
         count_ids: Count the occurrences of every id (`SideReport.occurrences`).
         rejects: Called with the skipped lines (bytes) in file order.
-        advance: Called with the bytes of text of each block.
+        advance: Called after each block with the bytes of the files (as they are on disk) that are
+            read, and with those there are (None: not known).
+
+    Attributes:
+        sources: Side -> the names of its files as messages have them, once they are opened.
     """
 
     def __init__(
         self,
-        skeleton: PathLike | Iterable[PathLike],
-        common: PathLike | Iterable[PathLike] | None,
-        schema: Schema,
+        skeleton: Files,
+        common: Files,
+        schema: Schema | LogFormat,
         *,
         threads: int | None = None,
         on_error: OnError = "stop",
         chunk_bytes: int = CHUNK_BYTES,
         count_ids: bool = True,
         rejects: Callable[[bytes], object] | None = None,
-        advance: Callable[[int], object] | None = None,
+        advance: Callable[[int, int | None], object] | None = None,
     ):
         if on_error not in ("stop", "skip"):
             raise ValueError(f"on_error: 'stop' or 'skip' expected, got {on_error!r}")
         if threads is not None and threads < 1:
             raise ValueError(f"threads: at least 1 expected, got {threads}")
-        check_columns(schema)
-        self.schema = schema
-        self.files: dict[Side, list[Path]] = {
-            "common": file_list(common, "common"),
-            "impression": file_list(skeleton, "skeleton"),
+        self.format = LogFormat.of(schema)
+        self.format.check_text()
+        self.schema = self.format.schema
+        check_columns(self.schema)
+        self.files: dict[Side, list[LogFile]] = {
+            "common": log_files(common, "common"),
+            "impression": log_files(skeleton, "skeleton"),
         }
         if not self.files["impression"]:
             raise ValueError("skeleton: at least one file expected, got none")
         self.sides: tuple[Side, ...] = (
             ("common", "impression") if self.files["common"] else ("impression", "common")
         )
+        self._fixed = None if self.format.usual else self._own_columns()
         self.layouts: dict[Side, Layout] = {
-            "common": Layout.of(schema.common),
-            "impression": Layout.of(schema.impression),
+            "common": Layout.of(self.schema.common),
+            "impression": Layout.of(self.schema.impression, self._fixed),
         }
         self.reports: dict[Side, SideReport] = {}
+        self.label_counts = dict.fromkeys(self.schema.labels, 0)  # counted for own formats only
+        self.sources: dict[Side, list[str]] = {"common": [], "impression": []}
+        self._inputs = Inputs([*self.files["common"], *self.files["impression"]])
         self._threads = threads or usable_cores()
         self._skip = on_error == "skip"
         self._chunk_bytes = chunk_bytes
         self._count_ids = count_ids
         self._rejects, self._advance = rejects, advance
         self._keys = _native.KeyMap()
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether `synth` wrote the log."""
+        return any((f.path.parent / "synth.json").exists() for f in self.files["impression"])
 
     @property
     def promoted_schema(self) -> Schema:
@@ -205,7 +222,7 @@ class LogReader:
         """Raises LogError if the files that were read hold no impression."""
         if self.reports["impression"].rows:
             return
-        file = str(self.files["impression"][0])
+        file = self.sources["impression"][0]
         errors = merged(self.reports["common"].rejected, self.reports["impression"].rejected)
         if not errors:
             raise LogError(
@@ -234,10 +251,14 @@ class LogReader:
         if side == "common" and not self.files["common"]:
             yield from self._keys_alone()
             return
+        numbered = 0
         fields = self.fields(side)
         layout = self.layouts[side]
-        inputs = [_input(path) for path in self.files[side]]
+        stream = None
         try:
+            inputs = [self._inputs.open(file) for file in self.files[side]]
+            self.sources[side] = [name for name, _, _ in inputs]
+            plain = all(path for _, path, _ in inputs)
             stream = _native.LogStream(
                 inputs=inputs,
                 common=side == "common",
@@ -252,14 +273,21 @@ class LogReader:
                 skip_bad_lines=self._skip,
                 keep_rejects=self._skip and self._rejects is not None,
                 count_ids=self._count_ids,
+                **self.format.native(),
             )
             while (block := stream.next()) is not None:
                 if self._rejects is not None and (lines := block.rejects):
                     self._rejects(lines)
+                if plain:
+                    self._inputs.add_plain(block.bytes)
                 if self._advance is not None:
-                    self._advance(block.bytes)
+                    self._advance(self._inputs.done, self._inputs.total)
                 if block.rows > len(block.dropped):
-                    batch, block_layout = record_batch(block, side, fields)
+                    own = None
+                    if side == "impression" and self._fixed is not None:
+                        own = self._fixed, self._own_arrays(block, numbered)
+                        numbered += block.rows
+                    batch, block_layout = record_batch(block, side, fields, own)
                     self.layouts[side] |= block_layout
                     yield batch, block_layout
                     del batch
@@ -269,14 +297,44 @@ class LogReader:
             self.reports[side] = _report(stream, fields)
         finally:
             stream = None  # its threads end before the files close
-            for _, _, opened in inputs:
-                if opened is not None:
-                    opened.close()
+            if side == "impression" or sys.exc_info()[0] is not None:
+                self._inputs.close()
+
+    def _own_columns(self) -> pa.Schema:
+        types = {n: self.format.extra_types.get(n, "int64") for n in self.schema.extra}
+        extra = {n: pa.float64() if t == "float64" else pa.int64() for n, t in types.items()}
+        return self.format.stored_columns(extra, self.format.key in self.format.columns)
+
+    def _own_arrays(self, block: Any, numbered: int) -> list[pa.Array]:
+        """Returns a block's columns before the fields; `numbered` rows stand before it."""
+        assert self._fixed is not None
+        names = [n for n in self.format.columns if n in self.format.carried]
+        carried = dict(zip(names, block.carried(), strict=True))
+        own = self.format
+        columns: dict[str, pa.Array] = {"common_row": block.common_row}
+        columns["sample_id"] = (
+            block.sample_id
+            if own.sample_id in own.columns
+            else np.arange(numbered + 1, numbered + 1 + block.rows, dtype=np.uint64)
+        )
+        if own.dense:
+            dense = np.stack([carried[n].view(np.float64) for n in own.dense], axis=1)
+            flat = pa.array(dense.astype(np.float32).reshape(-1))
+            columns["dense"] = pa.FixedSizeListArray.from_arrays(flat, len(own.dense))
+        for name, bits in carried.items():
+            if name in own.schema.labels:
+                columns[name] = bits.astype(np.uint8)
+                self.label_counts[name] += int(bits.sum())
+            elif name == own.schema.weight:
+                columns[name] = bits.view(np.float64).astype(np.float32)
+            elif name in own.schema.extra:
+                columns[name] = bits.view(self._fixed.field(name).type.to_pandas_dtype())
+        return [pa.array(columns[name]) for name in self._fixed.names]
 
     def _keys_alone(self) -> Iterator[tuple[pa.RecordBatch, Layout]]:
         """Yields common rows that have a key and no features, for a log without common files."""
         fields, layout = self.schema.common, self.layouts["common"]
-        keys = self._keys.keys()
+        keys = self._keys.keys() if self.format.key in self.format.columns else np.empty(0, "u8")
         names = [f.name for f in fields]
         self.reports["common"] = SideReport(
             rows=len(keys),
@@ -317,44 +375,6 @@ def merged(*sides: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 total[name] = {"count": 0, "first": place(found), **text}
             total[name]["count"] += found["count"]
     return total
-
-
-def file_list(files: PathLike | Iterable[PathLike] | None, argument: str) -> list[Path]:
-    """Returns the files as paths, after a look whether each of them can be a log file."""
-    if files is None:
-        return []
-    paths = [Path(files)] if isinstance(files, (str, os.PathLike)) else [Path(f) for f in files]
-    for path in paths:
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: no such file; expected a log file for {argument}")
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a directory; expected a log file for {argument}")
-        if path.name.endswith((".tar", ".tar.gz", ".tgz")):
-            raise ValueError(
-                f"{path} is an archive; expected the file inside it: "
-                f"unpack it first (tar xf {path.name})"
-            )
-    return paths
-
-
-def _input(path: Path) -> tuple[str, str | None, Any]:
-    """Returns (name, path, None) for a plain file, (name, None, stream) for a gzip file or a
-    pipe."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        return str(path), None, open(path, "rb", buffering=0)
-    with open(path, "rb") as file:
-        magic = file.read(2)
-    if magic != b"\x1f\x8b":
-        return str(path), str(path), None
-    return str(path), None, _open_gzip(path)
-
-
-def _open_gzip(path: Path) -> Any:
-    try:
-        from isal import igzip
-    except ImportError:
-        return gzip.open(path, "rb")
-    return igzip.open(path, "rb")
 
 
 def _report(stream: Any, fields: tuple[Field, ...]) -> SideReport:

@@ -1,5 +1,4 @@
-"""The manifest of a dataset: what is written, read and refused, and the published totals it is
-compared with."""
+"""The manifest of a dataset: what is written, read and refused."""
 
 from __future__ import annotations
 
@@ -8,30 +7,12 @@ from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
-from .schema import ALI_CCP, Field, Schema
+from .schema import Field, Schema
 
 FORMAT = "esmm_fast dataset"
 VERSION = 1
 FILE_NAME = "manifest.json"
 DATA_FILES = ("impressions.arrow", "common_rows.arrow", "counts.arrow")
-
-PUBLISHED: dict[str, dict[str, int]] = {
-    "train": {
-        "impressions": 42_300_135,
-        "clicks": 1_644_256,
-        "conversions": 8_802,
-        "conversions_without_click": 230,
-        "common_rows": 730_600,
-    },
-    "test": {
-        "impressions": 43_016_840,
-        "clicks": 1_673_447,
-        "conversions": 9_195,
-        "conversions_without_click": 226,
-        "common_rows": 884_212,
-    },
-}
-"""Totals of the two halves of the public Ali-CCP log; conversions are those with a click."""
 
 
 class DatasetError(ValueError):
@@ -42,7 +23,8 @@ def schema_to_dict(schema: Schema) -> dict[str, Any]:
     """Returns the schema as JSON takes it; `schema_from_dict` reverses it.
 
     Example:
-        >>> schema_from_dict(schema_to_dict(ALI_CCP)) == ALI_CCP
+        >>> schema = Schema((Field("205"),), labels=("click", "order"))
+        >>> schema_from_dict(schema_to_dict(schema)) == schema
         True
     """
     return {
@@ -91,19 +73,6 @@ def schema_from_dict(stored: Any) -> Schema:
         k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in others
     }
     return Schema(tuple(fields), **given)
-
-
-def read_schema(path: Path) -> Schema:
-    """Returns the schema of a JSON file: what `schema_to_dict` returns, or a manifest."""
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: a schema in JSON expected, got {error}") from None
-    nested = isinstance(stored, dict) and "schema" in stored
-    try:
-        return schema_from_dict(stored["schema"] if nested else stored)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -158,21 +127,3 @@ def _likely(folder: Path) -> str:
     if any(folder.glob("*.csv*")):
         return "; it holds csv files: make a dataset from them with `prepare`"
     return ""
-
-
-def published_comparison(
-    manifest: dict[str, Any], counted: dict[str, Any]
-) -> dict[str, Any] | None:
-    """Returns how the totals compare with those of the public file of the same name, if there is
-    one."""
-    source = manifest.get("source", {})
-    names = [Path(name).name for name in source.get("skeleton", [])]
-    if source.get("synthetic") or len(names) != 1:
-        return None
-    if [f["name"] for f in manifest["schema"]["fields"]] != [f.name for f in ALI_CCP.fields]:
-        return None
-    for half, totals in PUBLISHED.items():
-        if names[0].startswith(f"sample_skeleton_{half}."):
-            here = {name: counted[name] for name in totals}
-            return {"half": half, "equal": here == totals, "published": totals, "here": here}
-    return None

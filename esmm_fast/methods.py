@@ -1,88 +1,28 @@
-"""The methods that are compared: which networks they train on what, and how pCVR is made of them.
+"""What a method is, and how one is trained: networks, each on its view, and what is made of them.
 
-Every network is the paper's: one table per field, sum pooling, concatenation, a tower of hidden
-layers. A method is a description; training and evaluation are the same code for all.
+A method is a description (`catalogue` lists them); training and evaluation are the same code for
+all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .batch import Batch
 from .config import Settings
 from .dataset import Dataset
-from .model import ESMM, ChainOutput, EntireSpaceChain
+from .evaluation import Predictions, predict
+from .samplers import Context, View, entire_space
+from .schedule import default_optimizers, schedulers
 from .schema import Schema
-from .train import History, Predictions, Step, default_optimizers, fit, predict
+from .train import History, Training
 from .vocabulary import Vocabulary
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a view may depend on besides the training set."""
-
-    seed: int
-    """Seeds whatever a view draws; another one in each repeat."""
-
-
-def entire_space(train: Dataset, context: Context) -> Dataset:
-    """Returns all impressions."""
-    return train
-
-
-def clicked(train: Dataset, context: Context) -> Dataset:
-    """Returns the clicked impressions."""
-    return train.select(train.labels("and")[:, 0] == 1)
-
-
-class CTROutput(ChainOutput):
-    """What `CTRNetwork` returns."""
-
-    __slots__ = ()
-
-    @property
-    def pctr(self) -> Tensor:
-        """P(click), [B]."""
-        return self.logits[:, 0].sigmoid()
-
-
-class CTRNetwork(EntireSpaceChain):
-    """The network of one task, p(click | impression); the arguments are those of `ESMM`."""
-
-    def __init__(self, fields: Any, **options: Any) -> None:
-        super().__init__(fields, ("ctr",), ("click",), **options)
-
-    def forward(self, batch: Batch) -> CTROutput:
-        """Returns logit and probability for each impression of the batch."""
-        return CTROutput(self._logits(batch))
-
-
-class CVROutput(ChainOutput):
-    """What `CVRNetwork` returns."""
-
-    __slots__ = ()
-
-    @property
-    def pcvr(self) -> Tensor:
-        """P(conversion | click), [B]."""
-        return self.logits[:, 0].sigmoid()
-
-
-class CVRNetwork(EntireSpaceChain):
-    """The network of one task, p(conversion | click), for batches of clicked impressions."""
-
-    def __init__(self, fields: Any, **options: Any) -> None:
-        super().__init__(fields, ("cvr",), ("conversion",), **options)
-
-    def forward(self, batch: Batch) -> CVROutput:
-        """Returns logit and probability for each impression of the batch."""
-        return CVROutput(self._logits(batch))
 
 
 @dataclass(frozen=True)
@@ -91,8 +31,14 @@ class Network:
 
     model: Callable[..., nn.Module]
     """model(schema, dim=, hidden=, init_std=, seed=, feature_ids=) -> nn.Module."""
-    view: Callable[[Dataset, Context], Dataset] = entire_space
+    view: View = entire_space
     """The part of the training set that is trained on."""
+    shared: str | None = None
+    """Networks of one name here are the same network, so a comparison trains it once a repeat."""
+    needs: Mapping[str, View] = field(default_factory=dict)
+    """Earlier networks whose predictions `view` reads, and the view that they predict."""
+    entire_steps: bool = False
+    """Trains for as many steps as the entire space takes, however small the view."""
 
     def build(
         self,
@@ -138,58 +84,16 @@ class Method:
     """What its pCVR really estimates."""
     networks: Mapping[str, Network]
     """By name, in the order of training."""
+    family: str = ""
+    """The method that this is one setting of, as it is typed; empty: `name`."""
+    setting: str = ""
+    """What sets it apart in its family: "10 %"."""
+    instability: str = ""
+    """Where it is known to fail."""
     combine: Callable[[Mapping[str, Predictions]], Predictions] = field(
         default=lambda networks: next(iter(networks.values()))
     )
     """Predictions of the networks, by name -> predictions of the method."""
-
-
-_PAPER = "Ma et al., Entire Space Multi-Task Model, SIGIR 2018 (arXiv:1804.07931)"
-
-CTR = Method(
-    name="ctr",
-    title="CTR network",
-    formula="minimize BCE(click, pCTR) over all impressions",
-    source=f"{_PAPER}, section 3.2",
-    target="p(click | impression)",
-    networks={"ctr": Network(CTRNetwork)},
-)
-"""The separately trained network whose pCTR the protocol multiplies with every method's pCVR."""
-
-BASE = Method(
-    name="base",
-    title="BASE",
-    formula="minimize BCE(conversion, pCVR) over clicked impressions",
-    source=f"{_PAPER}, sections 2.2 and 3.1",
-    target=(
-        "p(conversion | impression, click) as clicked impressions show it; it is used on all "
-        "impressions, most of which are unlike those it was trained on (sample selection bias)"
-    ),
-    networks={"cvr": Network(CVRNetwork, clicked)},
-)
-"""The CVR network trained on clicked impressions alone."""
-
-ESMM_METHOD = Method(
-    name="esmm",
-    title="ESMM",
-    formula=(
-        "minimize BCE(click, pCTR) + BCE(click and conversion, pCTR * pCVR) over all impressions; "
-        "both towers share the tables"
-    ),
-    source=f"{_PAPER}, Eq. 3",
-    target=(
-        "p(conversion | impression, click), as the factor that turns pCTR into "
-        "p(click and conversion | impression) over the entire space"
-    ),
-    networks={"esmm": Network(ESMM)},
-)
-"""The entire-space model; it has a pCTR of its own."""
-
-METHODS: dict[str, Method] = {method.name: method for method in (BASE, ESMM_METHOD)}
-"""The methods of a comparison, by name."""
-
-TRAINABLE: dict[str, Method] = {CTR.name: CTR, **METHODS}
-"""What `esmm-fast train` can train, by name."""
 
 
 @dataclass
@@ -200,6 +104,8 @@ class Trained:
     schema: Schema
     networks: dict[str, nn.Module] = field(default_factory=dict)
     histories: dict[str, History] = field(default_factory=dict)
+    views: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each network was trained on: see `view_facts`."""
 
     @property
     def steps(self) -> int:
@@ -243,8 +149,8 @@ def fit_method(
     *,
     seed: int | None = None,
     valid: Dataset | None = None,
-    on_step: Callable[[str, Step], None] | None = None,
-    on_epoch: Callable[[str, int, History], None] | None = None,
+    predictions: Mapping[str, Predictions] | None = None,
+    prepare: Callable[[str, Training], None] | None = None,
     progress: bool = False,
 ) -> Trained:
     """Returns a method trained on a dataset, network by network.
@@ -256,8 +162,10 @@ def fit_method(
         settings: Of every network.
         seed: Of the initialization, the views and the order; None means `settings.seed`.
         valid: Evaluated after each epoch of each network.
-        on_step: Called with the network's name and the step.
-        on_epoch: Called with the network's name, the epoch from 1, and its history.
+        predictions: Of networks that were trained before, over the views that a network `needs`;
+            None: the method's own networks predict them.
+        prepare: Called with the name and the training of each network before it runs; it can set
+            callbacks and load a state into it.
         progress: Shows bars.
 
     Raises:
@@ -269,33 +177,76 @@ def fit_method(
         None if valid is None else evaluation_batches(valid, vocabulary, settings, train.schema)
     )
     for name, model in build_networks(method, train.schema, vocabulary, settings, seed).items():
-        view = method.networks[name].view(train, Context(seed))
+        network = method.networks[name]
+        known = dict(predictions or {})
+        for other, part in network.needs.items():
+            if other not in known:
+                seen = part(train, Context(seed, known))
+                known[other] = predict(
+                    trained.networks[other],
+                    evaluation_batches(seen, vocabulary, settings, train.schema),
+                    progress=progress,
+                )
+        view = network.view(train, Context(seed, known))
         if not len(view):
             raise ValueError(
                 f"{method.name}: network {name!r} is trained on a part of {train.path} "
                 f"that holds none of its {len(train)} impressions"
             )
-        trained.histories[name] = fit(
+        trained.views[name] = view_facts(view)
+        batches = view.batches(
+            settings.batch_size,
+            vocabulary=vocabulary,
+            group_limit=settings.group_limit,
+            seed=seed,
+            labels=settings.labels,
+        )
+        entire = settings.epochs * -(-len(train) // settings.batch_size)
+        optimizers = default_optimizers(
+            model, settings.lr, settings.betas, settings.eps, settings.table_optimizer
+        )
+        training = Training(
             model,
-            view.batches(
-                settings.batch_size,
-                vocabulary=vocabulary,
-                group_limit=settings.group_limit,
-                seed=seed,
-                labels=settings.labels,
-            ),
+            batches,
             epochs=settings.epochs,
-            optimizers=default_optimizers(
-                model, settings.lr, settings.betas, settings.eps, settings.table_optimizer
+            max_steps=entire if network.entire_steps else None,
+            optimizers=optimizers,
+            schedulers=schedulers(
+                optimizers,
+                settings.schedule,
+                warmup=settings.warmup_steps,
+                total=entire if network.entire_steps else settings.epochs * len(batches),
+                final=settings.final_lr_share,
             ),
             valid=checked,
-            on_step=None if on_step is None else partial(on_step, name),
-            on_epoch=None if on_epoch is None else partial(on_epoch, name),
             progress=progress,
             description=f"{method.title}: {name}" if len(method.networks) > 1 else method.title,
         )
+        if prepare is not None:
+            prepare(name, training)
+        trained.histories[name] = training.run()
         trained.networks[name] = model
     return trained
+
+
+def view_facts(view: Dataset) -> dict[str, Any]:
+    """Returns impressions, clicks and conversions of a view, and how unequal its weights are.
+
+    `effective_impressions` is (sum w)^2 / sum w^2: as many impressions of equal weight have a mean
+    of about the same variance.
+    """
+    labels = view.labels("and")
+    facts: dict[str, Any] = {
+        "impressions": len(view),
+        "clicks": int(labels[:, 0].sum()),
+        "conversions": int(labels[:, 1].sum()),
+    }
+    weights = view.impression_weights
+    if weights is not None and len(weights):
+        w = weights.astype(np.float64)
+        facts["greatest_weight"] = float(w.max() / w.mean())
+        facts["effective_impressions"] = float(w.sum() ** 2 / (w @ w))
+    return facts
 
 
 def evaluation_batches(
@@ -312,14 +263,3 @@ def evaluation_batches(
         labels="and",
         schema=schema,
     )
-
-
-def by_name(name: str, among: Mapping[str, Method] = METHODS) -> Method:
-    """Returns the method of a name.
-
-    Raises:
-        ValueError: Listing the names there are.
-    """
-    if name not in among:
-        raise ValueError(f"method: expected one of {', '.join(among)}, got {name!r}")
-    return among[name]

@@ -6,7 +6,7 @@ K stages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from . import ops
 from .batch import Batch
 from .embedding import EmbeddingTables
 from .schema import Field, Schema
-from .tower import SplitLinear, Tower, check_int, tower_logits
+from .tower import SplitLinear, Tower, at_least_float32, check_int, tower_logits
 
 __all__ = ["ESMM", "ChainOutput", "ESMMOutput", "EntireSpaceChain", "SplitLinear", "Tower"]
 
@@ -93,6 +93,10 @@ class EntireSpaceChain(nn.Module):
         seed: Tables and towers at the start are a function of this. Towers start like
             torch.nn.Linear: U(-1/sqrt(in), 1/sqrt(in)).
         feature_ids: Feature ids by row for each table, where the tables' start is keyed by them.
+        towers: Makes a module to take the towers' place, from the sizes of its two inputs. It is
+            called with the common rows [U, in_common], the impressions [B, in_impression] and
+            common_of_impression [B] (see `SplitLinear`), and returns the stages' logits [B, K].
+            `hidden` is then not used; its start is its own.
 
     Raises:
         ValueError: an argument that does not fit, by name; fields without rows.
@@ -114,6 +118,7 @@ class EntireSpaceChain(nn.Module):
         init_std: float = 0.01,
         seed: int = 0,
         feature_ids: dict[str, Any] | None = None,
+        towers: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         schema = Schema.of(fields)
@@ -148,13 +153,19 @@ class EntireSpaceChain(nn.Module):
             self.tables = nn.ModuleDict({s: tables(k) for k, s in enumerate(self.stages)})
         in_common = sum(f.dim or dim for f in schema.common)
         in_impression = sum(f.dim or dim for f in schema.impression) + self.dense_features
+        self.towers: nn.Module
+        if towers is not None:
+            if not shared_tables:
+                raise ValueError("towers: expected shared_tables=True with towers of your own")
+            self.towers = towers(in_common, in_impression)
+            return
         self.towers = nn.ModuleDict({s: Tower(in_common, in_impression, hidden) for s in stages})
         generator = torch.Generator().manual_seed(_derived_seed(seed, -1))
         for tower in self._towers():
             tower.reset_parameters(generator)
 
     def _towers(self) -> list[Tower]:
-        return list(self.towers.values())  # type: ignore[arg-type]
+        return list(self.towers.values())  # type: ignore[operator]
 
     def embedding_tables(self) -> list[EmbeddingTables]:
         """Returns the tables: one, or one per stage where they are not shared."""
@@ -176,12 +187,21 @@ class EntireSpaceChain(nn.Module):
         which = batch.common_of_impression
         if isinstance(self.tables, EmbeddingTables):
             pooled = self._with_dense(self.tables(batch), batch)
-            return tower_logits(self._towers(), *pooled, which)
-        logits = [
+            if isinstance(self.towers, nn.ModuleDict):
+                return tower_logits(self._towers(), *pooled, which)
+            logits = self.towers(*pooled, which)
+            expected = (len(which), len(self.stages))
+            if logits.shape != expected:
+                raise ValueError(
+                    f"towers: expected logits of shape {list(expected)}, one column for each of "
+                    f"the stages {list(self.stages)}, got {list(logits.shape)}"
+                )
+            return at_least_float32(logits)
+        of_stages = [
             tower(*self._with_dense(tables(batch), batch), which)
             for tower, tables in zip(self._towers(), self.tables.values(), strict=True)
         ]
-        return torch.stack(logits, 1)
+        return torch.stack(of_stages, 1)
 
     def _with_dense(self, pooled: tuple[Tensor, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         if not self.dense_features:
@@ -228,7 +248,7 @@ class ESMM(EntireSpaceChain):
             straight into 200.
         shared_tables: Both towers read the same tables; False is ESMM-NS.
         dense_features: Number of dense float features per impression; 0 means the schema's.
-        init_std, seed, feature_ids: As in `EntireSpaceChain`.
+        init_std, seed, feature_ids, towers: As in `EntireSpaceChain`.
 
     Source: ESMM, arXiv 1804.07931, Figure 2 and Eq. 3.
 
@@ -255,6 +275,7 @@ class ESMM(EntireSpaceChain):
         init_std: float = 0.01,
         seed: int = 0,
         feature_ids: dict[str, Any] | None = None,
+        towers: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__(
             fields,
@@ -267,6 +288,7 @@ class ESMM(EntireSpaceChain):
             init_std=init_std,
             seed=seed,
             feature_ids=feature_ids,
+            towers=towers,
         )
 
     def forward(self, batch: Batch) -> ESMMOutput:

@@ -270,8 +270,7 @@ class RowwiseAdagrad(Adagrad):
     """sum += mean of g^2 over the row; w -= lr g / (sqrt(sum) + eps).
 
     Adagrad with one accumulator per row: the exact row-wise Adagrad of FBGEMM and TorchRec.
-    State: `sum` [R, 1], which lies in the padding of most rows. The exact row-wise Adagrad of
-        FBGEMM and TorchRec.
+    State: `sum` [R, 1], which lies in the padding of most rows.
     """
 
     rule = "rowwise_adagrad"
@@ -312,9 +311,11 @@ class LazyAdam(TableOptimizer):
         *,
         max_grad_norm: float | None = None,
     ) -> None:
-        super().__init__(
-            model, {"lr": lr, **_adam_defaults(betas, eps), "max_grad_norm": max_grad_norm}
-        )
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {betas}")
+        _check_at_least("eps", eps, 0)
+        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "max_grad_norm": max_grad_norm}
+        super().__init__(model, defaults)
 
     def states(self, dim: int) -> dict[str, tuple[int, float]]:
         return {"exp_avg": (dim, 0.0), "exp_avg_sq": (dim, 0.0)}
@@ -345,8 +346,8 @@ class LazyAdamW(LazyAdam):
         max_grad_norm: float | None = None,
     ) -> None:
         _check_at_least("weight_decay", weight_decay, 0)
-        defaults = {"lr": lr, **_adam_defaults(betas, eps), "weight_decay": weight_decay}
-        TableOptimizer.__init__(self, model, {**defaults, "max_grad_norm": max_grad_norm})
+        super().__init__(model, lr, betas, eps, max_grad_norm=max_grad_norm)
+        self.defaults["weight_decay"] = self._groups[0]["weight_decay"] = weight_decay
 
 
 def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
@@ -372,13 +373,6 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
         for queue in queues:
             queue.scale(factor)
     return torch.tensor(norm)
-
-
-def _adam_defaults(betas: tuple[float, float], eps: float) -> dict[str, Any]:
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas: expected two numbers in [0, 1), got {betas}")
-    _check_at_least("eps", eps, 0)
-    return {"betas": tuple(betas), "eps": eps}
 
 
 def _check_at_least(name: str, value: float, least: float) -> None:

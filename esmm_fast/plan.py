@@ -13,10 +13,16 @@ _Record = TypeVar("_Record")
 
 
 def map_tensors(record: _Record, change: Callable[[Any], Any]) -> _Record:
-    """Returns a dataclass with `change` applied to its tensors and to its plan."""
+    """Returns a dataclass with `change` applied to its tensors, those in a dict of it, and its
+    plan."""
     values = {f.name: getattr(record, f.name) for f in fields(record)}  # type: ignore[arg-type]
     changed = {n: change(v) for n, v in values.items() if isinstance(v, Tensor | Plan)}
+    changed |= {n: _mapped(v, change) for n, v in values.items() if isinstance(v, dict)}
     return replace(record, **changed)  # type: ignore[type-var]
+
+
+def _mapped(tensors: dict[str, Tensor], change: Callable[[Any], Any]) -> dict[str, Any]:
+    return {name: change(tensor) for name, tensor in tensors.items()}
 
 
 @dataclass(repr=False)

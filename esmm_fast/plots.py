@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -13,9 +13,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-COLOURS = ("#d9822b", "#2f6fde", "#1f9d76", "#9b51c4", "#d1487f", "#6b7a1e", "#8a5a3c")
-"""One for each method, in the order of the comparison."""
+COLOURS = {
+    "base": "#d9822b",
+    "aman": "#8a5a3c",
+    "oversampling": "#c2a000",
+    "unbias": "#d1487f",
+    "division": "#6b7a1e",
+    "esmm-ns": "#1f9d76",
+    "esmm": "#2f6fde",
+}
+"""The paper's methods, by family, have the same colour on every page."""
+OTHER_COLOURS = ("#9b51c4", "#0f8fa8", "#b5493b", "#4b5c6b", "#e07bb0", "#7fae3f")
 TRUTH = "#7b8794"
+_MOST_BESIDE = 4
+"""Panels in one row of a figure."""
 INK, FAINT, GRID = "#1f2933", "#52606d", "#e4e7eb"
 
 _STYLE: Any = {
@@ -51,9 +62,15 @@ _STYLE: Any = {
 Methods = Mapping[str, Mapping[str, Any]]
 
 
-def colours(names: Iterable[str]) -> dict[str, str]:
-    """Returns a colour for each name."""
-    return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+def colours(methods: Methods) -> dict[str, str]:
+    """Returns a colour for each method by name: that of its family, or one of its own."""
+    found: dict[str, str] = {}
+    for name, method in methods.items():
+        known = COLOURS.get(method.get("family", name))
+        free = known is not None and known not in found.values()
+        others = len([c for c in found.values() if c in OTHER_COLOURS])
+        found[name] = str(known) if free else OTHER_COLOURS[others % len(OTHER_COLOURS)]
+    return found
 
 
 def selection_bias(methods: Methods) -> str:
@@ -111,7 +128,7 @@ def roc(methods: Methods) -> str:
                     curve["false_positive_rate"],
                     curve["true_positive_rate"],
                     color=colour,
-                    label=methods[name]["title"],
+                    label=titled(methods[name]),
                 )
             axis.set(title=title, xlabel="false positive rate", ylabel="true positive rate")
             axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
@@ -127,7 +144,7 @@ def dots(methods: Methods, places: Mapping[str, str]) -> str:
         places: Title of the panel -> place of the metric in a run, an AUC.
     """
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(len(places), 1.1 + 0.42 * len(methods))
+        figure, axes = _figure(len(places), 1.1 + 0.42 * len(methods), sharey=True)
         for axis, (title, place) in zip(axes, places.items(), strict=True):
             for y, (name, colour) in enumerate(colours(methods).items()):
                 values = [v * 100 for v in values_at(methods[name]["runs"], place)]
@@ -145,7 +162,7 @@ def dots(methods: Methods, places: Mapping[str, str]) -> str:
                         elinewidth=2,
                     )
             axis.set(title=title, xlabel="AUC, %", ylim=(len(methods) - 0.4, -0.6))
-            axis.set_yticks(range(len(methods)), [m["title"] for m in methods.values()])
+            axis.set_yticks(range(len(methods)), [titled(m) for m in methods.values()])
             axis.grid(axis="y", visible=False)
             axis.margins(x=0.15)
         return _svg(figure)
@@ -164,7 +181,7 @@ def distribution(methods: Methods) -> str:
                 axis.stairs(shares, edges, fill=True, color=TRUTH, alpha=0.28, label="true pCVR")
             for name, colour in colours(methods).items():
                 shares = np.asarray(methods[name]["curves"]["distribution"][space])
-                axis.stairs(shares, edges, color=colour, linewidth=2, label=methods[name]["title"])
+                axis.stairs(shares, edges, color=colour, linewidth=2, label=titled(methods[name]))
                 used = np.flatnonzero(shares > 1e-4)
                 if len(used):
                     low, high = min(low, edges[used[0]]), max(high, edges[used[-1] + 1])
@@ -187,16 +204,84 @@ def losses(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     """
     with matplotlib.rc_context(_STYLE):
         figure, axes = _figure(len(curves), 2.7)
-        for axis, (title, curve), colour in zip(
-            axes, curves.items(), (FAINT, *COLOURS), strict=False
-        ):
-            axis.plot(curve["impressions"], curve["loss"], color=colour, linewidth=1.7)
+        for axis, (title, curve) in zip(axes, curves.items(), strict=True):
+            axis.plot(curve["impressions"], curve["loss"], color=INK, linewidth=1.5)
             axis.set(title=title, xlabel="impressions seen")
             axis.set_xlim(left=0)
             axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: short(v)))
-            axis.locator_params(nbins=5)
+            axis.locator_params(nbins=4)
         axes[0].set_ylabel("loss, mean per impression")
         return _svg(figure)
+
+
+def differences(methods: Methods, titles: Mapping[str, str]) -> str:
+    """Returns one panel per task: each method's paired difference to BASE with its interval.
+
+    Args:
+        methods: With `differences`; those without are left out.
+        titles: Task -> title of the panel.
+    """
+    known = {name: m for name, m in methods.items() if m.get("differences")}
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(len(titles), 1.1 + 0.42 * len(known), sharey=True)
+        for axis, (task, title) in zip(axes, titles.items(), strict=True):
+            axis.axvline(0, color=TRUTH, linewidth=1, dashes=(4, 3))
+            for y, name in enumerate(known):
+                found = known[name]["differences"].get(task)
+                if found is None or found["low"] is None:
+                    continue
+                mean, low, high = (100 * found[key] for key in ("mean", "low", "high"))
+                axis.errorbar(
+                    mean,
+                    y,
+                    xerr=[[mean - low], [high - mean]],
+                    fmt="o",
+                    color=colours(methods)[name],
+                    markersize=8,
+                    markeredgecolor="white",
+                    elinewidth=2,
+                )
+            axis.set(title=title, xlabel="AUC points minus BASE", ylim=(len(known) - 0.4, -0.6))
+            axis.set_yticks(range(len(known)), [titled(m) for m in known.values()])
+            axis.grid(axis="y", visible=False)
+        return _svg(figure)
+
+
+def shares(results: Sequence[Mapping[str, Any]], titles: Mapping[str, str]) -> str:
+    """Returns one panel per task: mean AUC with its deviation over the share trained on.
+
+    Args:
+        results: For each share `percent` and `methods`, as `experiment.compare_shares` gives them.
+        titles: Task -> title of the panel.
+    """
+    families: dict[str, Any] = {family: {} for family in results[-1]["methods"]}
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _figure(len(titles), 3.6)
+        for axis, (task, title) in zip(axes, titles.items(), strict=True):
+            for family, colour in colours(families).items():
+                points = [
+                    (r["percent"], r["methods"][family][task])
+                    for r in results
+                    if r["methods"][family].get(task) and r["methods"][family][task]["mean"]
+                ]
+                axis.errorbar(
+                    [x for x, _ in points],
+                    [100 * y["mean"] for _, y in points],
+                    yerr=[100 * (y["std"] or 0) for _, y in points],
+                    fmt="o-",
+                    color=colour,
+                    markersize=4.5,
+                    elinewidth=1.2,
+                    label=results[-1]["methods"][family]["title"],
+                )
+            axis.set(title=title, xlabel="share of the training groups, %", ylabel="AUC, %")
+        _legend(axes[0], "lower right")
+        return _svg(figure)
+
+
+def titled(method: Mapping[str, Any]) -> str:
+    """Returns a method's title with its setting, if it has one."""
+    return " ".join(filter(None, (method["title"], method.get("setting"))))
 
 
 def short(value: float) -> str:
@@ -243,7 +328,7 @@ def _calibration_panels(
                     markersize=4.5,
                     markeredgecolor="white",
                     markeredgewidth=0.7,
-                    label=methods[name]["title"],
+                    label=titled(methods[name]),
                 )
                 drawn += [x[kept], y[kept]]
             values = np.concatenate(drawn) if drawn else np.array([0.01, 1])
@@ -284,10 +369,14 @@ def _plain_log(axis: Any) -> None:
 
 
 def _figure(panels: int, height: float, **options: Any) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(9.6, height), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False, **options)[0]
+    rows = -(-panels // _MOST_BESIDE)
+    columns = -(-panels // rows)
+    figure = Figure(figsize=(9.6, height * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)
     figure.get_layout_engine().set(w_pad=0.12, wspace=0.03)  # type: ignore[union-attr, call-arg]
-    return figure, list(axes)
+    for empty in axes[panels:]:
+        empty.set_visible(False)
+    return figure, axes[:panels]
 
 
 def _svg(figure: Figure) -> str:

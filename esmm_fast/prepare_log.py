@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from . import __version__
 from ._compiled import _native
-from .logs import CHUNK_BYTES, LogReader, OnError, PathLike, file_list, merged
-from .manifest import DATA_FILES, read_schema, schema_to_dict, write_manifest
+from .find_logs import Meter, find_logs
+from .inputs import Files, PathLike
+from .log_format import LogFormat, read_format
+from .logs import CHUNK_BYTES, LogReader, OnError, merged
+from .manifest import DATA_FILES, schema_to_dict, write_manifest
+from .progress import Progress
 from .record_batches import Layout, arrow_schema, conform
 from .schema import ALI_CCP, Field, Schema, Side
 from .staging import staged_directory
+from .tables import TableReader
 
 if TYPE_CHECKING:
     from .dataset import Dataset
+
+Reader = LogReader | TableReader
 
 _FILES: dict[Side, str] = {"common": "common_rows.arrow", "impression": "impressions.arrow"}
 
 
 def prepare(
-    logdir: PathLike | None = None,
+    logdir: PathLike | Iterable[PathLike] | None = None,
     out: PathLike | None = None,
     *,
-    skeleton: PathLike | Iterable[PathLike] = (),
-    common: PathLike | Iterable[PathLike] = (),
-    schema: Schema | PathLike = ALI_CCP,
+    skeleton: Files = (),
+    table: Any = None,
+    common: Any = (),
+    schema: Schema | LogFormat | PathLike = ALI_CCP,
     threads: int | None = None,
     on_error: OnError = "stop",
     rejects: PathLike | None = None,
@@ -43,13 +50,22 @@ def prepare(
 
     Args:
         logdir: Directory with ``sample_skeleton_{train,test}.csv`` and
-            ``common_features_{train,test}.csv`` (each also as ``.gz``): `out` gets a dataset for
-            each half that is there. A directory with ``sample_skeleton.csv`` and
-            ``common_features.csv`` (as `Dataset.dump` writes them) becomes one dataset `out`.
+            ``common_features_{train,test}.csv`` (each also as ``.gz``), or with the archives
+            ``sample_{train,test}.tar.gz`` that hold them: `out` gets a dataset for each half that
+            is there. A directory with ``sample_skeleton.csv`` and ``common_features.csv`` (as
+            `Dataset.dump` writes them) becomes one dataset `out`. Or the archives themselves: those
+            named ``sample_{train,test}...`` are halves; one of another name becomes `out`. An
+            archive is read as it is, its files found by name.
         out: New directory. It appears when everything is written; what exists is refused.
-        skeleton, common: The files instead of a `logdir`, plain or gzip. Without `common`, the keys
-            of the skeleton files become common rows without features.
-        schema: The fields, or a JSON file of them (as in a manifest). A field that needs more than
+        skeleton, common: The files instead of a `logdir`: plain, gzip, a tar archive that holds
+            one, ``-`` for standard input. Without `common`, the keys of the skeleton files become
+            common rows without features.
+        table: Instead of them: Parquet or Arrow files, or tables in memory (pyarrow, polars,
+            pandas), one row per impression, columns by the names in `schema`; `common` are then
+            tables of the common rows, found by the schema's `key`. Without `common`, the common
+            fields stand in `table`, and impressions with equal ones share a common row.
+        schema: The fields; or a `LogFormat`, or a YAML file of one, of a log that is spelled in
+            another way (a manifest will do too). A field that needs more than
             it says (a second occurrence in a row, a value other than 1) is stored as `multi` or
             `weighted`; an id beyond 32 bits makes the ids of its file uint64. The manifest lists
             what was promoted.
@@ -61,7 +77,8 @@ def prepare(
             ``"skip"``.
         check: Read everything, write nothing (`out` and `rejects` are ignored), and return what was
             found.
-        progress: Show a progress bar.
+        progress: Show bytes read, rate and time left on standard error: a bar on a terminal, else
+            a line every 15 s.
         chunk_bytes: Text per chunk and record batch, in bytes.
 
     Returns:
@@ -79,28 +96,36 @@ def prepare(
         raise ValueError("out: a new directory expected, got none")
     if rejects is not None and on_error != "skip" and not check:
         raise ValueError(f"rejects: on_error='skip' expected with it, got {on_error!r}")
-    logs = _logs(logdir, skeleton, common)
+    format = schema if isinstance(schema, Schema | LogFormat) else read_format(Path(schema))
+    if table is not None:
+        if logdir is not None or skeleton not in (None, ()):
+            raise ValueError("table, or logdir, or skeleton expected, got several")
+        if on_error == "skip":
+            raise ValueError("on_error: 'stop' expected with a table: its first bad row ends it")
+        several = None if isinstance(common, tuple | list) and not common else common
+        return _prepare_table(table, several, format, out, check, progress)
+    logs = find_logs(logdir, skeleton, common)
     settings: dict[str, Any] = {
-        "schema": schema if isinstance(schema, Schema) else read_schema(Path(schema)),
+        "schema": format,
         "threads": threads,
         "on_error": "skip" if check else on_error,
         "chunk_bytes": chunk_bytes,
     }
     with ExitStack() as stack:
-        advance = None
-        if progress:
-            bar = tqdm(total=_plain_bytes(logs), unit="B", unit_scale=True, desc="prepare")
-            advance = stack.enter_context(bar).update
+        meter = Meter(logs, stack.enter_context(Progress("prepare")) if progress else None)
         if check:
-            reports = {half: _checked(*files, advance, settings) for half, files in logs.items()}
+            reports = {
+                half: _checked(LogReader(*files, advance=meter.of(half), **settings))
+                for half, files in logs.items()
+            }
             return reports.get("", reports)
         assert out is not None
         settings["rejects"] = stack.enter_context(_Rejects(rejects)).write if rejects else None
         staged = stack.enter_context(staged_directory(Path(out)))
-        for half, (skeleton_files, common_files) in logs.items():
+        for half, files in logs.items():
             folder = staged / half
             folder.mkdir(exist_ok=True)
-            _write_dataset(folder, skeleton_files, common_files, advance, settings)
+            _write_dataset(folder, LogReader(*files, advance=meter.of(half), **settings))
 
     from .dataset import Dataset
 
@@ -109,61 +134,28 @@ def prepare(
     return {half: Dataset(Path(out) / half) for half in logs}
 
 
-# ---- What to read
-
-
-def _logs(
-    logdir: PathLike | None,
-    skeleton: PathLike | Iterable[PathLike],
-    common: PathLike | Iterable[PathLike],
-) -> dict[str, tuple[list[Path], list[Path]]]:
-    """Returns half -> (skeleton files, common files); the half is "" where there is one log
-    only."""
-    files = file_list(skeleton, "skeleton"), file_list(common, "common")
-    if logdir is None:
-        if not files[0]:
-            raise ValueError("logdir or skeleton expected, got neither")
-        return {"": files}
-    if files[0] or files[1]:
-        raise ValueError("logdir or skeleton and common expected, got both")
-    folder = Path(logdir)
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder}: a directory with the files of a log expected")
-    logs: dict[str, tuple[list[Path], list[Path]]] = {}
-    for half, suffix in (("train", "_train"), ("test", "_test"), ("", "")):
-        if half == "" and logs:
-            continue
-        found = [
-            _named(folder, f"{name}{suffix}.csv") for name in ("sample_skeleton", "common_features")
-        ]
-        if found[0] and found[1]:
-            logs[half] = ([found[0]], [found[1]])
-        elif present := found[0] or found[1]:
-            missing = "common_features" if found[0] else "sample_skeleton"
-            raise FileNotFoundError(
-                f"{folder}: {missing}{suffix}.csv is missing beside {present.name}"
-            )
-    if not logs:
-        archives = sorted(p.name for p in folder.glob("sample_*.tar.gz"))
-        hint = f" (unpack {', '.join(archives)} first)" if archives else ""
-        raise FileNotFoundError(
-            f"{folder}: sample_skeleton_train.csv and common_features_train.csv (or _test) "
-            f"expected, got neither{hint}"
-        )
-    return logs
-
-
-def _named(folder: Path, name: str) -> Path | None:
-    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
-
-
-def _plain_bytes(logs: dict[str, tuple[list[Path], list[Path]]]) -> int | None:
-    """Returns the bytes of text, or None if a file is compressed."""
-    files = [f for both in logs.values() for side in both for f in side]
-    return None if any(f.suffix == ".gz" for f in files) else sum(f.stat().st_size for f in files)
-
-
 # ---- What to write
+
+
+def _prepare_table(
+    table: Any,
+    common: Any,
+    format: Schema | LogFormat,
+    out: PathLike | None,
+    check: bool,
+    progress: bool,
+) -> Dataset | dict[str, Any]:
+    with ExitStack() as stack:
+        bar = stack.enter_context(Progress("prepare")) if progress else None
+        reader = TableReader(table, common, format, advance=bar.update if bar else None)
+        if check:
+            return _checked(reader)
+        assert out is not None
+        _write_dataset(stack.enter_context(staged_directory(Path(out))), reader)
+
+    from .dataset import Dataset
+
+    return Dataset(out)
 
 
 class _HashedFile:
@@ -260,14 +252,7 @@ class _Rejects:
             self._partial.unlink()
 
 
-def _write_dataset(
-    folder: Path,
-    skeleton: list[Path],
-    common: list[Path],
-    advance: Callable[[int], object] | None,
-    settings: dict[str, Any],
-) -> None:
-    reader = LogReader(skeleton, common, advance=advance, **settings)
+def _write_dataset(folder: Path, reader: Reader) -> None:
     facts = {}
     for side in reader.sides:
         file = _TableFile(folder / _FILES[side], side, reader.fields(side), reader.layouts[side])
@@ -287,9 +272,9 @@ def _write_dataset(
         "promoted": _promoted(reader),
         "files": {name: facts[name] for name in DATA_FILES},
         "source": {
-            "skeleton": [f.name for f in skeleton],
-            "common": [f.name for f in common],
-            "synthetic": (skeleton[0].parent / "synth.json").exists(),
+            "skeleton": [Path(name).name for name in reader.sources["impression"]],
+            "common": [Path(name).name for name in reader.sources["common"]],
+            "synthetic": reader.synthetic,
             "text_bytes": sum(report.bytes for report in reader.reports.values()),
         },
         "written_by": {"esmm_fast": __version__, "pyarrow": pa.__version__},
@@ -297,7 +282,7 @@ def _write_dataset(
     write_manifest(folder, manifest)
 
 
-def _write_counts(path: Path, reader: LogReader) -> dict[str, Any]:
+def _write_counts(path: Path, reader: Reader) -> dict[str, Any]:
     names = [f.name for f in reader.schema.fields]
     schema = pa.schema(
         [
@@ -323,20 +308,14 @@ def _write_counts(path: Path, reader: LogReader) -> dict[str, Any]:
 # ---- What was found
 
 
-def _checked(
-    skeleton: list[Path],
-    common: list[Path],
-    advance: Callable[[int], object] | None,
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    reader = LogReader(skeleton, common, advance=advance, **settings)
+def _checked(reader: Reader) -> dict[str, Any]:
     for side in reader.sides:
         for _ in reader.read(side):
             pass
     return {**_counted(reader), "promoted": _promoted(reader)}
 
 
-def _counted(reader: LogReader) -> dict[str, Any]:
+def _counted(reader: Reader) -> dict[str, Any]:
     common, impressions = reader.reports["common"], reader.reports["impression"]
     anomalies = merged(common.anomalies, impressions.anomalies)
     fields = {}
@@ -348,6 +327,8 @@ def _counted(reader: LogReader) -> dict[str, Any]:
             "distinct_ids": len(ids),
             "rows_without": report.rows_without[field.name],
         }
+    usual = reader.schema.labels == ALI_CCP.labels
+    labels = {} if usual else {"labels": reader.label_counts}
     return {
         "impressions": impressions.rows,
         "clicks": impressions.clicks,
@@ -357,13 +338,14 @@ def _counted(reader: LogReader) -> dict[str, Any]:
         ],
         "common_rows": common.rows,
         "common_rows_unused": common.rows - impressions.common_rows_used,
+        **labels,
         "fields": fields,
         "anomalies": anomalies,
         "errors": merged(common.rejected, impressions.rejected),
     }
 
 
-def _promoted(reader: LogReader) -> dict[str, list[str]]:
+def _promoted(reader: Reader) -> dict[str, list[str]]:
     """Returns field -> what it needed more than the schema says: "multi", "weighted", "uint64"."""
     promoted: dict[str, list[str]] = {}
     for side in reader.sides:

@@ -20,6 +20,17 @@ from .schema import Field, Schema, Side
 
 IMPRESSION_COLUMNS = ("sample_id", "click", "conversion", "common_row")
 COMMON_COLUMNS = ("key",)
+_FIXED: dict[Side, pa.Schema] = {
+    "common": pa.schema([pa.field("key", pa.uint64(), nullable=False)]),
+    "impression": pa.schema(
+        [
+            pa.field("sample_id", pa.uint64(), nullable=False),
+            pa.field("click", pa.uint8(), nullable=False),
+            pa.field("conversion", pa.uint8(), nullable=False),
+            pa.field("common_row", pa.uint32(), nullable=False),
+        ]
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -30,28 +41,35 @@ class Layout:
         multi: Per field: a list of ids, otherwise a nullable id.
         weighted: Per field: a column of values stands beside the ids.
         wide: Ids are uint64, otherwise uint32.
+        fixed: The columns that stand before the fields; None: `COMMON_COLUMNS` or
+            `IMPRESSION_COLUMNS`.
     """
 
     multi: tuple[bool, ...]
     weighted: tuple[bool, ...]
     wide: bool = False
+    fixed: pa.Schema | None = None
 
     @staticmethod
-    def of(fields: Sequence[Field]) -> Layout:
+    def of(fields: Sequence[Field], fixed: pa.Schema | None = None) -> Layout:
         """Returns the layout that the schema asks for."""
-        return Layout(tuple(f.multi for f in fields), tuple(f.weighted for f in fields))
+        multi, weighted = (tuple(getattr(f, n) for f in fields) for n in ("multi", "weighted"))
+        return Layout(multi, weighted, fixed=fixed)
 
     def __or__(self, other: Layout) -> Layout:
         return Layout(
             tuple(a or b for a, b in zip(self.multi, other.multi, strict=True)),
             tuple(a or b for a, b in zip(self.weighted, other.weighted, strict=True)),
             self.wide or other.wide,
+            self.fixed,
         )
 
 
 def check_columns(schema: Schema) -> None:
     """Raises ValueError if two columns of a dataset of this schema would have one name."""
-    for side, fixed in (("impression", IMPRESSION_COLUMNS), ("common", COMMON_COLUMNS)):
+    weight = () if schema.weight is None else (schema.weight,)
+    own = ("sample_id", *schema.labels, "common_row", "dense", *weight, *schema.extra)
+    for side, fixed in (("impression", own), ("common", COMMON_COLUMNS)):
         fields = schema.impression if side == "impression" else schema.common
         names = [*fixed, *(n for f in fields for n in (f.name, f"{f.name}_value"))]
         if twice := sorted({n for n in names if names.count(n) > 1}):
@@ -64,16 +82,7 @@ def check_columns(schema: Schema) -> None:
 def arrow_schema(side: Side, fields: Sequence[Field], layout: Layout) -> pa.Schema:
     """Returns the Arrow schema of `common_rows.arrow` or `impressions.arrow`."""
     id_type = pa.uint64() if layout.wide else pa.uint32()
-    columns = (
-        [pa.field("key", pa.uint64(), nullable=False)]
-        if side == "common"
-        else [
-            pa.field("sample_id", pa.uint64(), nullable=False),
-            pa.field("click", pa.uint8(), nullable=False),
-            pa.field("conversion", pa.uint8(), nullable=False),
-            pa.field("common_row", pa.uint32(), nullable=False),
-        ]
-    )
+    columns = list(_FIXED[side] if layout.fixed is None else layout.fixed)
     for field, multi, weighted in zip(fields, layout.multi, layout.weighted, strict=True):
         columns.append(
             pa.field(field.name, pa.list_(id_type) if multi else id_type, nullable=not multi)
@@ -84,15 +93,23 @@ def arrow_schema(side: Side, fields: Sequence[Field], layout: Layout) -> pa.Sche
     return pa.schema(columns)
 
 
-def record_batch(block: Any, side: Side, fields: Sequence[Field]) -> tuple[pa.RecordBatch, Layout]:
+def record_batch(
+    block: Any,
+    side: Side,
+    fields: Sequence[Field],
+    fixed: tuple[pa.Schema, list[pa.Array]] | None = None,
+) -> tuple[pa.RecordBatch, Layout]:
     """Returns a block's rows without copying them, and their layout. The batch keeps the block's
-    memory."""
+    memory. `fixed`: the columns before the fields, where they are not the usual ones."""
     layout = Layout(
-        tuple(map(bool, block.multi)), tuple(map(bool, block.weighted)), bool(block.wide)
+        tuple(map(bool, block.multi)),
+        tuple(map(bool, block.weighted)),
+        bool(block.wide),
+        fixed[0] if fixed else None,
     )
     rows = block.rows
     names = COMMON_COLUMNS if side == "common" else IMPRESSION_COLUMNS
-    arrays = [pa.array(getattr(block, name)) for name in names]
+    arrays = fixed[1] if fixed else [pa.array(getattr(block, name)) for name in names]
     for (offsets, valid, ids, values), weighted in zip(
         block.fields(), layout.weighted, strict=True
     ):
@@ -131,7 +148,7 @@ def conform(
     schema = arrow_schema(side, fields, layout)
     if batch.schema.equals(schema):
         return batch
-    arrays = [batch.column(n) for n in (COMMON_COLUMNS if side == "common" else IMPRESSION_COLUMNS)]
+    arrays = [batch.column(n) for n in (layout.fixed or _FIXED[side]).names]
     id_type = pa.uint64() if layout.wide else pa.uint32()
     for field, multi, weighted in zip(fields, layout.multi, layout.weighted, strict=True):
         stored = batch.column(field.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -23,6 +24,11 @@ class Field:
         weighted: Occurrences carry a value that multiplies the embedding.
         multi: A bag can hold several occurrences (stored as a list, else as a nullable scalar).
         rows: Rows of the table, row 0 (unknown) included; None until a vocabulary gives it.
+            ``"hash:2**20"`` (or ``"hash:1000000"``): a hashed table of so many rows, where a
+            feature id has the row that its hash says and ids can share one.
+
+    >>> Field("205", rows="hash:2**20").hashed_rows
+    1048576
     """
 
     name: str
@@ -31,11 +37,26 @@ class Field:
     dim: int | None = None
     weighted: bool = False
     multi: bool = False
-    rows: int | None = None
+    rows: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rows, str) and (self.hashed_rows or 0) < 2:
+            raise ValueError(
+                f"field {self.name!r}: rows: expected a number, 'hash:2**20' or 'hash:1000000' "
+                f"(2 rows or more), got {self.rows!r}"
+            )
 
     @property
     def table_name(self) -> str:
         return self.table or self.name
+
+    @property
+    def hashed_rows(self) -> int | None:
+        """Rows of a hashed table, None for any other."""
+        if not isinstance(self.rows, str):
+            return None
+        found = re.fullmatch(r"hash:(\d{1,10})(?:\*\*(\d{1,2}))?", self.rows)
+        return int(found[1]) ** int(found[2] or 1) if found else None
 
 
 @dataclass(frozen=True)
@@ -81,17 +102,30 @@ class Schema:
         """Rows of each table, in the order of `tables`."""
         rows: dict[str, int] = {}
         for field in (*self.common, *self.impression):
-            if field.rows is None:
+            size = field.hashed_rows if isinstance(field.rows, str) else field.rows
+            if size is None:
                 raise ValueError(
                     f"field {field.name!r} has no table rows yet: take a vocabulary's schema "
                     "(Vocabulary.sized(schema)) or give Field(..., rows=...)"
                 )
-            if rows.setdefault(field.table_name, field.rows) != field.rows:
+            if rows.setdefault(field.table_name, size) != size:
                 raise ValueError(
                     f"table {field.table_name!r}: expected one number of rows from all its fields, "
-                    f"got {rows[field.table_name]} and {field.rows}"
+                    f"got {rows[field.table_name]} and {size}"
                 )
         return rows
+
+    @property
+    def hashed_tables(self) -> dict[str, int]:
+        """Rows of each hashed table; every field of such a table says so alike."""
+        hashed: dict[str, int | None] = {}
+        for field in self.fields:
+            if hashed.setdefault(field.table_name, field.hashed_rows) != field.hashed_rows:
+                raise ValueError(
+                    f"table {field.table_name!r}: expected the same rows='hash:...' from all its "
+                    f"fields, got {field.rows!r} from {field.name!r}"
+                )
+        return {table: rows for table, rows in hashed.items() if rows is not None}
 
     @property
     def row_bases(self) -> dict[str, int]:

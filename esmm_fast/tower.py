@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
+from .tower_pass import can_pass, pass_dtype, pass_towers
+
 
 def split_linear(
     common: Tensor,  # [U, in_common]
@@ -104,13 +106,17 @@ class SplitLinear(nn.Module):
         common_of_impression: Tensor,  # [B] int32 or int64, in [0, U)
     ) -> Tensor:
         """Returns the layer's output for each impression, [B, out]."""
+        self.check(common, impression)
+        return split_linear(common, impression, common_of_impression, self.weight, self.bias)
+
+    def check(self, common: Tensor, impression: Tensor) -> None:
+        """Raises ValueError where the inputs do not fit, by name."""
         for name, tensor, size in (
             ("common", common, self.in_common),
             ("impression", impression, self.in_impression),
         ):
             if tensor.dim() != 2 or tensor.shape[1] != size:
                 raise ValueError(f"{name}: expected shape [*, {size}], got {list(tensor.shape)}")
-        return split_linear(common, impression, common_of_impression, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return (
@@ -157,7 +163,7 @@ class Tower(nn.Sequential):
         common_of_impression: Tensor,  # [B] int32 or int64
     ) -> Tensor:
         """Returns the stage's logit for each impression, [B], at least float32."""
-        return self.after_first(self.first(common, impression, common_of_impression))
+        return tower_logits([self], common, impression, common_of_impression).squeeze(1)
 
     @property
     def first(self) -> SplitLinear:
@@ -181,13 +187,34 @@ def tower_logits(
     impression: Tensor,  # [B, in_impression]
     common_of_impression: Tensor,  # [B] int32 or int64
 ) -> Tensor:
-    """Returns the logits of K towers over one input, [B, K]; their first layers run as one product.
+    """Returns the logits of K towers over one input, [B, K], at least float32.
+
+    On the CPU, in float32 or bfloat16 autocast, all layers of all towers are one pass
+    (`tower_pass`); elsewhere, and while torch traces, `plain_tower_logits`.
+    """
+    dtype = pass_dtype(common, impression)
+    if dtype is None or not all(can_pass(list(tower), SplitLinear) for tower in towers):
+        return plain_tower_logits(towers, common, impression, common_of_impression)
+    for tower in towers:
+        tower.first.check(common, impression)
+    layers = [[(m.weight, m.bias) for m in list(tower)[::2]] for tower in towers]
+    return pass_towers(common, impression, common_of_impression, layers, dtype)  # type: ignore[arg-type]
+
+
+def plain_tower_logits(
+    towers: Sequence[Tower],  # K
+    common: Tensor,  # [U, in_common]
+    impression: Tensor,  # [B, in_impression]
+    common_of_impression: Tensor,  # [B] int32 or int64
+) -> Tensor:
+    """Returns `tower_logits` by torch's own layers; the towers' first layers run as one product.
 
     Equivalent to ``torch.stack([tower(common, impression, common_of_impression) for tower in
     towers], 1)``.
     """
     if len(towers) == 1:
-        return towers[0](common, impression, common_of_impression).unsqueeze(1)
+        first = towers[0].first(common, impression, common_of_impression)
+        return towers[0].after_first(first).unsqueeze(1)
     first = split_linear(
         common,
         impression,

@@ -1,36 +1,43 @@
-"""fit, predict and evaluate: the one model-agnostic loop over batches.
+"""fit: the one model-agnostic loop over batches, which can be stopped, saved and continued.
 
-A model is any `nn.Module` with `out = model(batch)` and `loss = model.loss(out, batch)`; of `out`
-the attributes `pctr`, `pcvr` and `pctcvr` [B] are read where they exist. Batches are any iterable
-of `Batch`; one pass over it is an epoch.
+A model is any `nn.Module` with `out = model(batch)` and `loss = model.loss(out, batch)`. Batches
+are any iterable of `Batch`; one pass over it is an epoch.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
-from tqdm import tqdm
+from torch import Tensor, nn
 
-from . import metrics
 from .batch import Batch
-from .embedding import EmbeddingTables
-from .optim import LazyAdam
+from .config import EarlyStopping
+from .early_stopping import Best
+from .evaluation import Predictions, Truth, device_of, evaluate, moved, predict, task_metrics
+from .progress import Bar
+from .schedule import default_optimizers
 
-SPACES = {
-    "ctr": "all impressions",
-    "cvr": "clicked impressions",
-    "ctcvr": "all impressions",
-}
-"""The impressions over which a task's metrics are taken."""
+__all__ = [
+    "History",
+    "Predictions",
+    "Step",
+    "Training",
+    "Truth",
+    "default_optimizers",
+    "evaluate",
+    "fit",
+    "predict",
+    "task_metrics",
+]
+
+READ_STEPS = 50
+"""Steps from one reading of the losses to the next on a device that works ahead of Python."""
 
 
 class Step(NamedTuple):
@@ -41,18 +48,20 @@ class Step(NamedTuple):
     loss: float  # of the batch, as model.loss gives it
     impressions: int  # seen so far
     seconds: float  # of training so far
+    lr: float = math.nan  # of the first optimizer, in this step
 
 
 @dataclass
 class History:
-    """What a call of `fit` did."""
+    """What a training did."""
 
     steps: int = 0
     impressions: int = 0
     seconds: float = 0.0  # of training alone, without validation
     losses: list[float] = field(default_factory=list)  # one for each step
     batch_sizes: list[int] = field(default_factory=list)  # one for each step
-    valid: list[dict[str, Any]] = field(default_factory=list)  # one for each epoch
+    valid: list[dict[str, Any]] = field(default_factory=list)  # one for each evaluation
+    valid_steps: list[int] = field(default_factory=list)  # steps before each evaluation
 
     @property
     def impressions_per_second(self) -> float:
@@ -73,355 +82,320 @@ class History:
         return np.cumsum(seen).tolist(), [float(f"{loss:.9g}") for loss in losses]
 
 
-def default_optimizers(
-    model: nn.Module,
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    tables: str = "lazy_adam",
-) -> list[torch.optim.Optimizer]:
-    """Returns the optimizers of `fit`: LazyAdam for the embedding tables, Adam for all the rest.
-
-    Args:
-        model: Any module; without `EmbeddingTables` inside it is one Adam over its parameters.
-        lr: Learning rate of both.
-        betas: Of both.
-        eps: Of both.
-        tables: "lazy_adam" updates the touched rows alone; "adam" is the dense Adam of the paper.
-    """
-    if tables not in ("lazy_adam", "adam"):
-        raise ValueError(f"tables: expected 'lazy_adam' or 'adam', got {tables!r}")
-    found = [m for m in model.modules() if isinstance(m, EmbeddingTables)]
-    if tables == "adam" or not found:
-        return [torch.optim.Adam(model.parameters(), lr=lr, betas=betas, eps=eps)]
-    of_tables = {id(parameter) for module in found for parameter in module.parameters()}
-    rest = [parameter for parameter in model.parameters() if id(parameter) not in of_tables]
-    optimizers: list[torch.optim.Optimizer] = [LazyAdam(model, lr=lr, betas=betas, eps=eps)]
-    if rest:
-        optimizers.append(torch.optim.Adam(rest, lr=lr, betas=betas, eps=eps))
-    return optimizers
-
-
-def fit(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    epochs: int = 1,
-    optimizers: Sequence[torch.optim.Optimizer] | None = None,
-    lr: float = 1e-3,
-    valid: Iterable[Batch] | None = None,
-    on_step: Callable[[Step], None] | None = None,
-    on_epoch: Callable[[int, History], None] | None = None,
-    progress: bool = True,
-    description: str = "train",
-) -> History:
+def fit(model: nn.Module, batches: Iterable[Batch], **options: Any) -> History:
     """Trains a model and returns what happened: losses, steps, impressions per second.
+
+    The options are those of `Training`: ``fit(model, batches, epochs=2, valid=valid)``.
+    """
+    return Training(model, batches, **options).run()
+
+
+class Training:
+    """The training of one model, which `run` does and which can go on in another process.
+
+    After each step its state is whole: `state_dict()` and the model's own together are all that the
+    next step depends on. Loaded into a training made with the same arguments, on the same machine
+    with as many threads, they lead to the same bits as if nothing had come between.
 
     Args:
         model: `model(batch)` and `model.loss(out, batch)` are all that is asked of it. Batches are
             moved to the device of its first parameter.
-        batches: One pass over it is an epoch; `Dataset.batches` shuffles anew in each.
+        batches: One pass over it is an epoch; `Dataset.batches` shuffles anew in each. To go on
+            within an epoch it must have `state_dict` and `load_state_dict`, as those have.
         epochs: Passes over `batches`.
+        max_steps: Instead of `epochs`: as many passes as so many steps take.
         optimizers: All are stepped and cleared after each batch; None means
             `default_optimizers(model, lr)`.
+        schedulers: Schedulers of torch, all stepped after each batch; see `schedule.schedulers`.
         lr: Learning rate of the default optimizers; ignored where optimizers are given.
         valid: Evaluated after each epoch, into `History.valid`.
-        on_step: Called after each update.
+        evaluate_steps: Evaluate also within an epoch, after so many steps each time.
+        early_stopping: When to end before the last epoch. The model then has, at the end, the
+            parameters of its best evaluation.
+        on_step: Called after each update, with its loss. On a GPU losses are read every
+            `READ_STEPS` steps, so that Python does not wait for it: then it is called for all of
+            those.
+        on_evaluation: Called after each evaluation.
         on_epoch: Called after each epoch (and its evaluation) with its number, from 1.
+        between: Called when the state is whole: after each step, and within an evaluation after
+            each batch. What it raises ends `run`, which can be called again.
         progress: Shows a bar with the rate in impressions per second, the time left and the loss.
         description: What stands before the bar.
 
-    Raises:
-        FloatingPointError: If a loss is nan or infinite; the model is as before that step.
+    Attributes:
+        history: What was done so far.
+        epoch: The epoch under way, from 1.
+        finished: Nothing is left to do.
+        whole: Nothing was broken off in the middle of a step, so that `state_dict` can be saved.
     """
-    if epochs < 0:
-        raise ValueError(f"epochs: expected at least 0, got {epochs}")
-    if optimizers is None:
-        optimizers = default_optimizers(model, lr)
-    device = _device(model)
-    history = History()
-    for epoch in range(1, epochs + 1):
-        model.train()
-        title = description if epochs == 1 else f"{description} {epoch}/{epochs}"
-        started, before = time.perf_counter(), history.seconds
-        with _bar(batches, progress, title) as bar:
-            for batch in bar.over():
-                batch = _on(batch, device)
-                loss = model.loss(model(batch), batch)  # type: ignore[operator]
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise FloatingPointError(
-                        _explained(model, batch, value, history.steps + 1, epoch)
-                    )
-                loss.backward()
-                for optimizer in optimizers:
-                    optimizer.step()
-                for optimizer in optimizers:
-                    optimizer.zero_grad()
-                size = len(batch.labels)
-                history.steps += 1
-                history.impressions += size
-                history.losses.append(value)
-                history.batch_sizes.append(size)
-                history.seconds = before + time.perf_counter() - started
-                bar.advance(size, value)
-                if on_step is not None:
-                    on_step(Step(history.steps, epoch, value, history.impressions, history.seconds))
-        if valid is not None:
-            history.valid.append(evaluate(model, valid, progress=progress))
-        if on_epoch is not None:
-            on_epoch(epoch, history)
-    return history
 
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Batch],
+        *,
+        epochs: int = 1,
+        max_steps: int | None = None,
+        optimizers: Sequence[torch.optim.Optimizer] | None = None,
+        schedulers: Sequence[torch.optim.lr_scheduler.LRScheduler] = (),
+        lr: float = 1e-3,
+        valid: Iterable[Batch] | None = None,
+        evaluate_steps: int | None = None,
+        early_stopping: EarlyStopping | None = None,
+        on_step: Callable[[Step], None] | None = None,
+        on_evaluation: Callable[[History], None] | None = None,
+        on_epoch: Callable[[int, History], None] | None = None,
+        between: Callable[[], None] | None = None,
+        progress: bool = True,
+        description: str = "train",
+    ) -> None:
+        if epochs < 0:
+            raise ValueError(f"epochs: expected at least 0, got {epochs}")
+        if max_steps is not None and max_steps < 1:
+            raise ValueError(f"max_steps: expected at least 1, got {max_steps}")
+        if early_stopping is not None and valid is None:
+            raise ValueError("early_stopping: expected valid with it, got none")
+        self.model, self.batches = model, batches
+        self.epochs, self.max_steps = epochs, max_steps
+        self.optimizers = default_optimizers(model, lr) if optimizers is None else optimizers
+        self.schedulers = schedulers
+        self.valid, self.evaluate_steps, self.early_stopping = valid, evaluate_steps, early_stopping
+        self.on_step, self.on_evaluation, self.on_epoch = on_step, on_evaluation, on_epoch
+        self.between = between
+        self.progress, self.description = progress, description
+        self.history = History()
+        self.epoch = 1
+        self.finished = False
+        self._ended = epochs == 0 and max_steps is None
+        self._epoch_over = False  # all its steps are done
+        self._seen = 0  # impressions of this epoch
+        self._position = _position(batches)  # of the batch after the last step
+        self._unread: list[tuple[Tensor, Step]] = []  # losses on the device
+        self._loss: float | None = None  # the last one that was read
+        self._device = device_of(model)
+        self._best: Best | None = None
+        self.whole = True
 
-@dataclass(frozen=True)
-class Predictions:
-    """What a model says of n impressions, with their labels; None where the model says nothing."""
-
-    labels: NDArray[np.float32]  # [n, K], click first
-    sample_id: NDArray[np.int64] | None = None  # [n]
-    pctr: NDArray[np.float32] | None = None  # [n]
-    pcvr: NDArray[np.float32] | None = None  # [n]
-    pctcvr: NDArray[np.float32] | None = None  # [n]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def clicked(self) -> NDArray[np.bool_]:  # [n]
-        return self.labels[:, 0] == 1
-
-    def with_pctr(self, pctr: NDArray[np.float32]) -> Predictions:
-        """Returns these with another pCTR, and pCTCVR as its product with the pCVR."""
-        if len(pctr) != len(self):
-            raise ValueError(f"pctr: expected {len(self)} values, got {len(pctr)}")
-        return replace(self, pctr=pctr, pctcvr=None if self.pcvr is None else pctr * self.pcvr)
-
-
-def predict(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    progress: bool = False,
-    description: str = "predict",
-) -> Predictions:
-    """Returns the predictions for every impression of `batches`, in their order."""
-    device = _device(model)
-    parts: dict[str, list[Any]] = {}
-    was_training = model.training
-    model.eval()
-    try:
-        with _bar(batches, progress, description) as bar, torch.no_grad():
-            for batch in bar.over():
-                out = model(_on(batch, device))
-                columns = {name: getattr(out, name, None) for name in ("pctr", "pcvr", "pctcvr")}
-                columns |= {"labels": batch.labels, "sample_id": batch.sample_id}
-                for name, values in columns.items():
-                    if values is not None:
-                        parts.setdefault(name, []).append(_to_numpy(values))
-                bar.advance(len(batch.labels))
-    finally:
-        model.train(was_training)
-    if not parts:
-        return Predictions(labels=np.empty((0, 2), np.float32))
-    return Predictions(**{name: np.concatenate(values) for name, values in parts.items()})
-
-
-@dataclass(frozen=True)
-class Truth:
-    """The true probabilities behind n impressions of a synthetic log."""
-
-    sample_id: NDArray[np.int64]  # [n]
-    pctr: NDArray[np.float64]  # [n], p(click)
-    pcvr: NDArray[np.float64]  # [n], p(conversion | click)
-
-    @staticmethod
-    def load(path: str | Path) -> Truth:
-        """Returns the truth of a Parquet file with the columns sample_id, pctr and pcvr."""
-        import pyarrow.parquet as parquet
-
-        names = ["sample_id", "pctr", "pcvr"]
-        if missing := set(names) - set(parquet.read_schema(path).names):
-            raise ValueError(f"{path}: expected columns {names}, got none named {sorted(missing)}")
-        table = parquet.read_table(path, columns=names)
-        ids, pctr, pcvr = (table[name].to_numpy() for name in names)
-        return Truth(ids.astype(np.int64), pctr.astype(np.float64), pcvr.astype(np.float64))
-
-    def of(self, sample_id: NDArray[np.int64] | None) -> Truth:
-        """Returns the truth of the given impressions, in their order.
+    def run(self) -> History:
+        """Does what is left to do.
 
         Raises:
-            ValueError: Naming the first impression that has no truth.
+            FloatingPointError: If a loss is nan or infinite. On the CPU the model is as before that
+                step, on a GPU up to `READ_STEPS` steps further.
         """
-        if sample_id is None:
-            raise ValueError("truth needs the sample ids of the impressions; the batches have none")
-        order = np.argsort(self.sample_id, kind="stable")
-        known = self.sample_id[order]
-        at = np.minimum(np.searchsorted(known, sample_id), max(len(known) - 1, 0))
-        if len(sample_id) and (not len(known) or (known[at] != sample_id).any()):
-            missing = sample_id[known[at] != sample_id] if len(known) else sample_id
-            raise ValueError(
-                f"truth: expected every impression, got none with sample_id {missing[0]} "
-                f"({len(missing)} of {len(sample_id)} are missing): is it the truth of this log?"
-            )
-        rows = order[at]
-        return Truth(self.sample_id[rows], self.pctr[rows], self.pcvr[rows])
+        while not (self.finished or self._ended or self._stale()):
+            self.model.train()
+            if not self._epoch_over:
+                self._steps()
+            if not self._stale():
+                self._end_epoch()
+        if not self.finished:
+            self._read()
+            if self._best is not None:
+                self.model.load_state_dict(self._best.parameters)
+            self.finished = True
+        return self.history
 
-    def check(self, clicked: NDArray[np.bool_]) -> None:
-        """Raises ValueError where clicks [n] cannot have been drawn with these pCTRs.
+    def _stale(self) -> bool:
+        stopping, best = self.early_stopping, self._best
+        return stopping is not None and best is not None and best.since >= stopping.patience
 
-        Both halves of a log count their impressions from 1, so ids alone cannot tell a truth from
-        that of the other half. The covariance of click - pCTR with pCTR is 0 in expectation; it is
-        refused at 8 standard deviations.
+    def _enough(self) -> bool:
+        return self.max_steps is not None and self.history.steps >= self.max_steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that the next step depends on besides the model's own state_dict.
+
+        Tensors, numbers, texts, None, and dicts, lists and tuples of them. Of a training that is
+        finished it is the history alone.
         """
-        centred = self.pctr - self.pctr.mean() if len(self.pctr) else self.pctr
-        deviation = float(np.sqrt(((self.pctr * (1 - self.pctr)) * centred**2).sum()))
-        covariance = float(((clicked - self.pctr) * centred).sum())
-        if abs(covariance) > 8 * deviation and deviation > 0:
-            raise ValueError(
-                "truth: expected the pCTRs that the clicks were drawn with, got others "
-                f"({covariance / deviation:+.0f} standard deviations off): "
-                "is it the truth of the other half of the log?"
-            )
-
-
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    truth: Truth | None = None,
-    *,
-    progress: bool = False,
-) -> dict[str, Any]:
-    """Returns the metrics of a model's own predictions; see `task_metrics`."""
-    return task_metrics(predict(model, batches, progress=progress, description="evaluate"), truth)
-
-
-def task_metrics(predictions: Predictions, truth: Truth | None = None) -> dict[str, Any]:
-    """Returns the metrics of every task, each over its own space, as plain numbers.
-
-    Keys: `impressions`, `clicks`, `conversions` (as the labels say), and for each task that the
-    predictions allow `metrics.summary` with its `space`:
-
-    - `ctr`: pCTR against the click, all impressions.
-    - `cvr`: pCVR against the conversion, **clicked** impressions: others have no such label.
-    - `ctcvr`: pCTR * pCVR against click-and-conversion, all impressions. The pCTR is the one in the
-      predictions: the model's own in `evaluate`.
-
-    With the truth also `truth.{ctr,ctcvr}` over all impressions, and `truth.cvr.{all, clicked,
-    unclicked}`: the true probability is the soft label, so an impression counts `pcvr` times as a
-    positive and `1 - pcvr` times as a negative. An AUC or log loss against it is the expectation of
-    the one against labels drawn from it (the ratio of expectations, for the AUC), free of the
-    draw's noise and defined where nobody clicked. Beside it stand `best_auc` and `best_log_loss`,
-    which the truth itself reaches, and the `correlation` of prediction and truth.
-    """
-    clicked = predictions.clicked
-    conversion = predictions.labels[:, 1] if predictions.labels.shape[1] > 1 else None
-    result: dict[str, Any] = {
-        "impressions": len(predictions),
-        "clicks": int(clicked.sum()),
-        "conversions": 0 if conversion is None else int((conversion * clicked).sum()),
-    }
-    labels = {
-        "ctr": (predictions.pctr, predictions.labels[:, 0], None),
-        "cvr": (predictions.pcvr, conversion, clicked),
-        "ctcvr": (predictions.pctcvr, conversion, None),
-    }
-    for task, (scores, label, rows) in labels.items():
-        if scores is not None and label is not None:
-            kept = slice(None) if rows is None else rows
-            result[task] = {"space": SPACES[task], **metrics.summary(label[kept], scores[kept])}
-    if truth is not None:
-        known = truth.of(predictions.sample_id)
-        known.check(clicked)
-        result["truth"] = _truth_metrics(predictions, known)
-    return result
-
-
-def _truth_metrics(predictions: Predictions, truth: Truth) -> dict[str, Any]:
-    clicked = predictions.clicked
-    result: dict[str, Any] = {}
-    if predictions.pctr is not None:
-        result["ctr"] = _against_truth(truth.pctr, predictions.pctr)
-    if predictions.pctcvr is not None:
-        result["ctcvr"] = _against_truth(truth.pctr * truth.pcvr, predictions.pctcvr)
-    if predictions.pcvr is not None:
-        spaces = {"all": np.ones_like(clicked), "clicked": clicked, "unclicked": ~clicked}
-        result["cvr"] = {
-            space: _against_truth(truth.pcvr[rows], predictions.pcvr[rows])
-            for space, rows in spaces.items()
+        self._read()
+        state = {
+            "finished": self.finished,
+            "history": {
+                **vars(self.history),
+                "losses": torch.tensor(self.history.losses, dtype=torch.float64),
+                "batch_sizes": torch.tensor(self.history.batch_sizes, dtype=torch.int64),
+            },
         }
-    return result
+        if self.finished:
+            return state
+        return state | {
+            "epoch": self.epoch,
+            "epoch_over": self._epoch_over,
+            "ended": self._ended,
+            "seen": self._seen,
+            "batches": self._position,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+            "best": None if self._best is None else vars(self._best),
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to where another training stood; its model's state_dict is loaded apart.
+
+        Raises:
+            ValueError: The state is that of other optimizers, schedulers or batches.
+        """
+        history = dict(state["history"])
+        for name in ("losses", "batch_sizes"):
+            history[name] = history[name].tolist()
+        self.finished = state["finished"]
+        if not self.finished:
+            self._load_unfinished(state)
+        self.history = History(**history)
+        self._unread, self._loss = [], None
+
+    def _load_unfinished(self, state: Mapping[str, Any]) -> None:
+        for name in ("optimizers", "schedulers"):
+            if len(state[name]) != len(getattr(self, name)):
+                raise ValueError(
+                    f"state: expected {len(getattr(self, name))} {name}, got {len(state[name])}"
+                )
+        if state["batches"] is None or not hasattr(self.batches, "load_state_dict"):
+            raise ValueError(
+                f"batches: expected some with load_state_dict, to go on from where they were left, "
+                f"got {type(self.batches).__name__}"
+            )
+        self.batches.load_state_dict(state["batches"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+        self.epoch, self._epoch_over, self._seen = (
+            state["epoch"],
+            state["epoch_over"],
+            state["seen"],
+        )
+        self._ended, self._position = state["ended"], state["batches"]
+        self._best = None if state["best"] is None else Best(**state["best"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"]:
+            torch.cuda.set_rng_state_all(state["random_cuda"])
+
+    def _steps(self) -> None:
+        """Does the steps that are left of the epoch."""
+        self._evaluate_within()
+        title = self.description
+        if self.epochs > 1 and self.max_steps is None:
+            title += f" {self.epoch}/{self.epochs}"
+        with Bar(self.batches, self.progress, title, self._seen) as bar:
+            mark = time.perf_counter()
+            for batch in bar.over():
+                if self._stale() or self._enough():
+                    break
+                self._step(moved(batch, self._device), mark)
+                bar.advance(len(batch.labels), self._loss)
+                self._evaluate_within()
+                if self.between is not None:
+                    self.between()
+                mark = time.perf_counter()
+        if hasattr(self.batches, "close"):
+            self.batches.close()
+        if not self._stale():
+            self._read()
+            self._position = _position(self.batches)
+            self._epoch_over = True
+
+    def _step(self, batch: Batch, began: float) -> None:
+        history, size = self.history, len(batch.labels)
+        loss = self.model.loss(self.model(batch), batch)  # type: ignore[operator]
+        lr = float(self.optimizers[0].param_groups[0]["lr"]) if self.optimizers else math.nan
+        now = at_once(self._device)
+        if now and not math.isfinite(loss.detach()):
+            raise FloatingPointError(
+                _explained(self.model, float(loss.detach()), history.steps + 1, self.epoch, batch)
+            )
+        self.whole = False
+        loss.backward()
+        for each in self.optimizers:
+            each.step()
+        for each in self.optimizers:
+            each.zero_grad()
+        for scheduler in self.schedulers:
+            scheduler.step()
+        history.steps += 1
+        history.impressions += size
+        history.seconds += time.perf_counter() - began
+        history.batch_sizes.append(size)
+        self._seen += size
+        self._position = _position(self.batches)
+        step = Step(history.steps, self.epoch, 0.0, history.impressions, history.seconds, lr)
+        self._unread.append((loss.detach(), step))
+        self.whole = True
+        if now or len(self._unread) >= READ_STEPS:
+            self._read()
+
+    def _read(self) -> None:
+        """Reads the losses that were left on the device."""
+        if not self._unread:
+            return
+        unread, self._unread = self._unread, []
+        values = torch.stack([loss for loss, _ in unread]).tolist()
+        for value, (_, step) in zip(values, unread, strict=True):
+            if not math.isfinite(value):
+                self.whole = False
+                raise FloatingPointError(_explained(self.model, value, step.step, step.epoch, None))
+            self._loss = value
+            self.history.losses.append(value)
+            if self.on_step is not None:
+                self.on_step(step._replace(loss=value))
+
+    def _end_epoch(self) -> None:
+        if self.valid is not None and self.history.valid_steps[-1:] != [self.history.steps]:
+            self._evaluate()
+        if self.on_epoch is not None:
+            self.on_epoch(self.epoch, self.history)
+        self.epoch, self._epoch_over, self._seen = self.epoch + 1, False, 0
+        self._ended = self._enough() or (self.max_steps is None and self.epoch > self.epochs)
+
+    def _evaluate_within(self) -> None:
+        """Evaluates within an epoch, where it is time."""
+        steps = self.history.steps
+        if self.evaluate_steps is None or steps == 0 or steps % self.evaluate_steps:
+            return
+        if self.valid is not None and self.history.valid_steps[-1:] != [steps]:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        assert self.valid is not None
+        self._read()
+        result = evaluate(self.model, self.valid, progress=self.progress, after_batch=self.between)
+        history = self.history
+        history.valid.append(result)
+        history.valid_steps.append(history.steps)
+        if self.early_stopping is not None:
+            self._best = Best.of(
+                self._best, result, self.early_stopping, history.steps, self.model.state_dict()
+            )
+        if self.on_evaluation is not None:
+            self.on_evaluation(history)
 
 
-def _against_truth(true: NDArray[Any], scores: NDArray[Any]) -> dict[str, Any]:
-    return {
-        **metrics.summary(true, scores),
-        "correlation": metrics.correlation(true, scores),
-        "best_auc": metrics.auc(true, true),
-        "best_log_loss": metrics.log_loss(true, true),
-    }
+def at_once(device: torch.device) -> bool:
+    """Returns whether a loss on the device can be read without waiting for it."""
+    return device.type == "cpu"
 
 
-class _Bar:
-    """A progress bar in impressions, whose end is estimated from the number of batches."""
-
-    def __init__(self, batches: Iterable[Batch], bar: Any) -> None:
-        self.batches, self.bar = batches, bar
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def over(self) -> Iterator[Batch]:
-        for batch in self.batches:
-            if self.bar.total is None and isinstance(self.batches, Sized):
-                self.bar.total = len(self.batches) * len(batch.labels)
-            yield batch
-        self.bar.total = self.bar.n
-
-    def advance(self, impressions: int, loss: float | None = None) -> None:
-        if loss is not None and not self.bar.disable:
-            self.bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
-        self.bar.update(impressions)
+def _position(batches: Any) -> dict[str, Any] | None:
+    """Returns where batches stand, if they can say it."""
+    return batches.state_dict() if hasattr(batches, "state_dict") else None
 
 
-def _bar(batches: Iterable[Batch], progress: bool, description: str) -> _Bar:
-    return _Bar(
-        batches,
-        tqdm(
-            desc=description,
-            disable=not progress,
-            unit=" impressions",
-            unit_scale=True,
-            dynamic_ncols=True,
-            total=getattr(batches, "impressions", None),
-        ),
-    )
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def _on(batch: Batch, device: torch.device) -> Batch:
-    return batch if batch.labels.device == device else batch.to(device)
-
-
-def _to_numpy(values: torch.Tensor) -> NDArray[Any]:
-    values = values.detach().cpu()
-    return (values.float() if values.is_floating_point() else values).numpy()
-
-
-def _explained(model: nn.Module, batch: Batch, loss: float, step: int, epoch: int) -> str:
+def _explained(model: nn.Module, loss: float, step: int, epoch: int, batch: Batch | None) -> str:
     """Returns the message for a loss that is not finite, with the first place found to blame."""
-    inputs = {
-        "batch.labels": batch.labels,
-        "batch.plan.weights": batch.plan.weights,
-        "batch.dense": batch.dense,
-        "batch.impression_weights": batch.impression_weights,
-    }
+    inputs = (
+        {}
+        if batch is None
+        else {
+            "batch.labels": batch.labels,
+            "batch.plan.weights": batch.plan.weights,
+            "batch.dense": batch.dense,
+            "batch.impression_weights": batch.impression_weights,
+        }
+    )
     named = [*inputs.items(), *model.named_parameters()]
     blamed = next((n for n, t in named if t is not None and not torch.isfinite(t).all()), None)
     place = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -40,10 +41,14 @@ class Vocabulary:
     Row 0 of each table is the unknown id; rows 1, 2, ... are the ids by descending count, equal
     counts by ascending id. Several fields can share one table: their counts add up.
 
+    A hashed table knows no ids: the hash of an id says which of the rows 1, 2, ... it has, and ids
+    can share one.
+
     Args:
         tables: ``{table: (feature_ids [n] uint64, counts [n] uint64)}``, already in the order of
             the rows.
         min_count: The cut-off that made it, for the record.
+        hashed: ``{table: rows}`` of the hashed tables; they are not among `tables`.
 
     Example:
         >>> vocabulary = Vocabulary({"205": ([70, 12, 31], [9, 4, 4])})
@@ -53,8 +58,17 @@ class Vocabulary:
         [2, 0, 1]
     """
 
-    def __init__(self, tables: Mapping[str, tuple[Any, Any]], min_count: int = 1) -> None:
+    def __init__(
+        self,
+        tables: Mapping[str, tuple[Any, Any]],
+        min_count: int = 1,
+        *,
+        hashed: Mapping[str, int] | None = None,
+    ) -> None:
         self.min_count = min_count
+        self.hashed = dict(hashed or {})
+        if both := self.hashed.keys() & tables.keys():
+            raise ValueError(f"hashed: expected other tables than `tables`, got {sorted(both)}")
         self._ids: dict[str, np.ndarray] = {}
         self._counts: dict[str, np.ndarray] = {}
         self._lookups: dict[str, Any] = {}
@@ -67,7 +81,7 @@ class Vocabulary:
                     "each, got shapes "
                     f"{self._ids[table].shape} and {self._counts[table].shape}"
                 )
-        total = sum(self.rows(table) for table in self.tables)
+        total = sum(self.rows(table) for table in (*self.tables, *self.hashed))
         if total > _MOST_ROWS:
             raise ValueError(
                 f"the tables hold {total} rows together, expected at most {_MOST_ROWS}: raise "
@@ -100,22 +114,35 @@ class Vocabulary:
             raise ValueError(f"min_count: expected at least 1, got {min_count}")
         schema = schema or dataset.schema
         count = _counts_of_selection if selected else _stored_counts
-        parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {t: [] for t in schema.tables}
+        hashed = schema.hashed_tables
+        parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {
+            t: [] for t in schema.tables if t not in hashed
+        }
         tables = {f.name: f.table_name for f in schema.fields}
         for field, ids, counts in count(dataset, schema):
-            parts[tables[field]].append((ids, counts))
-        return cls({t: _by_count(p, min_count) for t, p in parts.items()}, min_count)
+            if tables[field] in parts:
+                parts[tables[field]].append((ids, counts))
+        known = {t: _by_count(p, min_count) for t, p in parts.items()}
+        return cls(known, min_count, hashed=hashed)
 
     @property
     def tables(self) -> tuple[str, ...]:
+        """The tables that know their feature ids, hashed ones left out."""
         return tuple(self._ids)
 
     def rows(self, table: str) -> int:
         """Returns the rows of a table, the unknown id's row 0 included."""
-        return len(self._of(table)) + 1
+        return self.hashed.get(table) or len(self._of(table)) + 1
 
     def feature_ids(self, table: str) -> np.ndarray:
-        """Returns the feature id of every row, uint64 [rows]; row 0 has none and holds 2^64 - 1."""
+        """Returns the feature id of every row, uint64 [rows]; row 0 has none and holds 2^64 - 1.
+
+        The rows of a hashed table stand for themselves.
+        """
+        if table in self.hashed:
+            return np.concatenate(
+                [np.array([NO_ID], np.uint64), np.arange(1, self.hashed[table], dtype=np.uint64)]
+            )
         return np.concatenate([np.array([NO_ID], np.uint64), self._of(table)])
 
     def counts(self, table: str) -> np.ndarray:
@@ -155,7 +182,13 @@ class Vocabulary:
                 "count": _joined(list(self._counts.values()), np.uint64),
                 "row": _joined([np.arange(1, n + 1) for n in sizes], np.int32),
             }
-        ).replace_schema_metadata({_FORMAT: _VERSION, b"min_count": str(self.min_count)})
+        ).replace_schema_metadata(
+            {
+                _FORMAT: _VERSION,
+                b"min_count": str(self.min_count),
+                b"hashed": json.dumps(self.hashed),
+            }
+        )
         path = Path(path)
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
@@ -214,15 +247,17 @@ class Vocabulary:
                     f"{path}: table {name!r}: expected the rows 1 ... {len(mine)}, each once"
                 )
             tables[name] = (ids[mine], counts[mine])
-        vocabulary = cls(tables, int(metadata[b"min_count"]))
+        hashed = json.loads(metadata.get(b"hashed", b"{}"))
+        vocabulary = cls(tables, int(metadata[b"min_count"]), hashed=hashed)
         for name in tables:
             if len(np.unique(vocabulary._ids[name])) != len(vocabulary._ids[name]):
                 raise ValueError(f"{path}: table {name!r}: a feature id has two rows")
         return vocabulary
 
     def __repr__(self) -> str:
-        rows = sum(self.rows(table) for table in self.tables)
-        return f"Vocabulary({len(self.tables)} tables, {rows} rows, min_count={self.min_count})"
+        tables = (*self.tables, *self.hashed)
+        rows = sum(self.rows(table) for table in tables)
+        return f"Vocabulary({len(tables)} tables, {rows} rows, min_count={self.min_count})"
 
     def _of(self, table: str) -> np.ndarray:
         if table not in self._ids:
@@ -236,7 +271,10 @@ class Vocabulary:
         from ._compiled import _native
 
         if table not in self._lookups:
-            self._lookups[table] = _native.Lookup(self._of(table))
+            if table in self.hashed:
+                self._lookups[table] = _native.Lookup.hashed(self.hashed[table])
+            else:
+                self._lookups[table] = _native.Lookup(self._of(table))
         return self._lookups[table]
 
     def __getstate__(self) -> dict[str, Any]:

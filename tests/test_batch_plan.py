@@ -120,20 +120,41 @@ def test_same_bits_for_any_thread_count() -> None:
         ([1, 2], [0, 1], None, r"offsets\[1\] = 1: the last offset is the number of rows, 2"),
         ([1, 2], [1, 2], None, r"offsets\[0\] = 1: the first bag begins at 0"),
         ([1, 2], [], None, r"offsets: expected shape \[bags \+ 1\]"),
-        ([[1, 2]], [0, 2], None, r"rows: expected one dimension, got 2"),
+        ([[1, 2]], [0, 2], None, r"rows: expected one dimension, got shape \[1, 2\]"),
         ([1, 2], [0, 2], -1, r"num_rows: expected 0 <= num_rows"),
     ],
 )
 def test_errors(rows: list[int], offsets: list[int], num_rows: int | None, message: str) -> None:
-    with pytest.raises(RuntimeError, match=message):
+    error = IndexError if message.startswith(r"rows\[") else ValueError
+    with pytest.raises(error, match=message):
         ops.batch_plan(torch.tensor(rows), torch.tensor(offsets).long(), num_rows=num_rows)
 
 
 def test_errors_of_dtype_and_weights() -> None:
     rows, offsets = torch.tensor([1, 2]), torch.tensor([0, 2])
-    with pytest.raises(RuntimeError, match="rows: expected int32 or int64"):
+    with pytest.raises(ValueError, match="rows: expected dtype int32 or int64, got float32"):
         ops.batch_plan(rows.float(), offsets)
     with pytest.raises(ValueError, match=r"weights: expected the shape of rows, \[2\], got \[3\]"):
         ops.batch_plan(rows, offsets, torch.ones(3))
     with pytest.raises(ValueError, match=r"weights: expected float32, got torch.float64"):
         ops.batch_plan(rows, offsets, torch.ones(2).double())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("rows", [1, 50, 3000, 9_000_000])
+def test_cuda_matches_cpu(rows: int) -> None:
+    for arguments in (random_bags(60_000, 5_000, rows), random_bags(0, 3, rows)):
+        for dtype in (torch.int32, torch.int64):
+            there = ops.batch_plan(*[t.to("cuda", dtype) for t in arguments], num_rows=rows)
+            assert_same(there.to("cpu"), ops.batch_plan(*arguments, num_rows=rows))
+
+
+@pytest.mark.cuda
+def test_cuda_errors() -> None:
+    for rows, offsets, message in (
+        ([1, 9], [0, 2], r"rows\[1\] = 9 is outside the table of 9 rows"),
+        ([1, 2], [0, 2, 1], r"offsets\[2\] = 1 is less than offsets\[1\] = 2"),
+        ([1, 2], [0, 1], r"offsets\[1\] = 1: the last offset is the number of rows, 2"),
+    ):
+        with pytest.raises((RuntimeError, ValueError, IndexError), match=message):
+            ops.batch_plan(torch.tensor(rows).cuda(), torch.tensor(offsets).cuda(), num_rows=9)

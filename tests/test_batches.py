@@ -318,7 +318,7 @@ def test_a_fork_is_told() -> None:
         ({"prefetch": 0}, "prefetch: expected at least 1, got 0"),
         ({"seed": -1}, r"seed: expected 0 <= seed < 2\^64, got -1"),
         ({"labels": "or"}, "labels: expected 'and', 'drop' or 'raw', got 'or'"),
-        ({"schema": replace(SCHEMA, dense=3)}, "dense features, an impression weight and extra"),
+        ({"schema": replace(SCHEMA, dense=3)}, "has no column 'dense'"),
     ],
 )
 def test_errors_of_arguments(options: dict[str, Any], message: str) -> None:

@@ -1,7 +1,10 @@
 """checkpoint: what is saved comes back, and a broken one is refused."""
 
 import json
+import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -31,9 +34,10 @@ def test_networks_and_state_come_back(tmp_path: Path) -> None:
         "checkpoint.json",
         "ctr.safetensors",
         "esmm.safetensors",
+        "training.safetensors",
     ]
     found = checkpoint.load(path)
-    assert (found.state["epoch"], found.state["batch"], found.state["step"]) == (1, 17, 196)
+    assert (found.facts["epoch"], found.facts["batch"], found.facts["step"]) == (1, 17, 196)
     assert found.networks == ("esmm", "ctr")
     fresh = networks(1)
     assert not same(fresh["esmm"], saved["esmm"])
@@ -52,25 +56,100 @@ def test_trained_tables_come_back(tmp_path: Path) -> None:
     assert torch.equal(fresh.tables.weight, model.tables.weight)
 
 
-def test_latest_has_the_most_steps(tmp_path: Path) -> None:
-    for step in (5, 100, 20):
-        checkpoint.save(tmp_path, {"ctr": nn.Linear(1, 1)}, step, {})
+def test_state_of_training_comes_back_to_the_bit(tmp_path: Path) -> None:
+    model = networks(0)["esmm"]
+    state = {
+        "optimizers": [torch.optim.Adam(model.parameters()).state_dict()],
+        "random": torch.get_rng_state(),
+        "betas": (0.9, 0.1 + 0.2),
+        "odd": {0: math.inf, "1": [None, True, "text"], "nested": {"tensor": torch.ones(())}},
+        "marked": {"tensor": 3},
+        "nothing": {},
+    }
+    checkpoint.save(tmp_path, {}, 1, training=state)
+    found = checkpoint.latest(tmp_path).training()
+    assert torch.equal(found.pop("random"), state.pop("random"))
+    assert found["betas"] == (0.9, 0.30000000000000004)
+    assert found == state
+    with pytest.raises(TypeError, match=r"a\.1: expected tensors, numbers, .* got object"):
+        checkpoint.save(tmp_path, {}, 1, training={"a": [1, object()]})
+
+
+def test_the_last_ones_are_kept_and_the_newest_is_the_latest(tmp_path: Path) -> None:
+    for step in (5, 100, 200):
+        checkpoint.save(tmp_path, {"ctr": nn.Linear(1, 1)}, step, keep=2)
     (tmp_path / ".step-0000000900.part").mkdir()
-    assert checkpoint.latest(tmp_path).state["step"] == 100
+    assert checkpoint.latest(tmp_path).step == 200
+    assert sorted(p.name for p in tmp_path.glob("step-*")) == ["step-0000000100", "step-0000000200"]
+    checkpoint.save(tmp_path, {"ctr": nn.Linear(1, 1)}, 10_000_000_000, keep=1)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-10000000000"]
 
 
 def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, {"a": nn.Linear(1, 1)}, 3, {"note": "first"})
-    checkpoint.save(tmp_path, {"b": nn.Linear(1, 1)}, 3, {"note": "second"})
-    found = checkpoint.latest(tmp_path)
-    assert found.state["note"] == "second" and found.networks == ("b",)
-    assert [p.name for p in tmp_path.iterdir()] == ["step-0000000003"]
+    for note in ("first", "second", "third"):
+        checkpoint.save(tmp_path, {note: nn.Linear(1, 1)}, 3, {"note": note})
+        found = checkpoint.latest(tmp_path)
+        assert found.facts["note"] == note and found.networks == (note,)
+        assert len(list(tmp_path.iterdir())) == 1
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("step", [7, 8])  # one of the same step, and a later one
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = [0]
+    last = [0]
+
+    def counted(real: Any, tear: bool = False) -> Any:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls[0] += 1
+            if calls[0] == last[0]:
+                for path in list(Path(arguments[0]).glob("*"))[:1] if tear else ():
+                    path.unlink()  # half of the work is done
+                raise Killed
+            return real(*arguments, **options)
+
+        return call
+
+    def save(folder: Path, step: int, value: float) -> None:
+        model = nn.Linear(1, 1)
+        nn.init.constant_(model.weight, value)
+        state = {"value": torch.full((3,), value)}
+        checkpoint.save(folder, {"a": model}, step, {"value": value}, training=state)
+
+    monkeypatch.setattr(checkpoint, "save_file", counted(checkpoint.save_file))
+    monkeypatch.setattr(checkpoint, "sync", counted(checkpoint.sync))
+    monkeypatch.setattr(Path, "rename", counted(Path.rename))
+    monkeypatch.setattr(shutil, "rmtree", counted(shutil.rmtree, tear=True))
+    seen = set()
+    for moment in range(1, 40):
+        folder = tmp_path / str(moment)
+        last[0] = 0
+        save(folder, 7, 1.0)
+        calls[0], last[0] = 0, moment
+        try:
+            save(folder, step, 2.0)
+        except Killed:
+            found = checkpoint.latest(folder)
+            value = found.facts["value"]
+            model = nn.Linear(1, 1)
+            found.load_into({"a": model})
+            assert model.weight.item() == value
+            assert found.training()["value"].tolist() == [value] * 3
+            seen.add(value)
+        else:
+            break
+    assert seen == {1.0, 2.0} and moment > 8
 
 
 def test_nothing_half_written_is_taken_for_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "_sync", lambda path: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(checkpoint, "sync", lambda path: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
         checkpoint.save(tmp_path, {"a": nn.Linear(1, 1)}, 3, {})
     with pytest.raises(ValueError, match=r"expected a checkpoint step-\.\.\., found none"):
@@ -89,5 +168,5 @@ def test_refused(tmp_path: Path) -> None:
         checkpoint.load(path).load_into({"a": nn.Linear(3, 1)})
     content = json.loads((path / "checkpoint.json").read_text())
     (path / "checkpoint.json").write_text(json.dumps({**content, "version": 99}))
-    with pytest.raises(ValueError, match="expected version 1, got 99"):
+    with pytest.raises(ValueError, match="expected version 2, got 99"):
         checkpoint.load(path)

@@ -24,6 +24,14 @@ def test_overrides_reach_into_settings_and_none_leaves_alone() -> None:
     assert resolve(RunConfig, {"train": "a"}, {"settings.epochs": 3}).settings.epochs == 3
 
 
+def test_overrides_begin_what_is_not_there_yet() -> None:
+    content = {"train": "a", "valid": "b", "early_stopping": None}
+    found = resolve(RunConfig, content, {"early_stopping.patience": 3})
+    assert found.early_stopping is not None and found.early_stopping.patience == 3
+    with pytest.raises(ValueError, match="settings: expected a mapping, got 3"):
+        resolve(RunConfig, {"train": "a", "settings": 3}, {"settings.lr": 0.1})
+
+
 def test_a_saved_config_comes_back(tmp_path: Path) -> None:
     saved = RunConfig(train="data/train", method="base", settings=Settings(hidden=(200, 80)))
     config.save(saved, tmp_path / "config.yaml")
@@ -48,6 +56,34 @@ def test_a_number_without_a_point_is_a_number(tmp_path: Path) -> None:
         ({"train": "x", "settings": {"dim": 0}}, "settings: dim: expected at least 1, got 0"),
         ({"train": "x", "settings": {"hidden": []}}, "settings: hidden: expected widths"),
         ({"train": "x", "settings": {"seed": -1}}, "settings: seed: expected 0 <= seed"),
+        (
+            {"train": "x", "settings": {"warmup_steps": -1}},
+            "settings: warmup_steps: expected at",
+        ),
+        ({"train": "x", "settings": {"final_lr_share": 2}}, "settings: final_lr_share: expected a"),
+        (
+            {"train": "x", "settings": {"schedule": "step"}},
+            "settings.schedule: Invalid enum value 'step'; expected one of constant, lin",
+        ),
+        ({"train": "x", "keep_checkpoints": 0}, "keep_checkpoints: expected at least 1, got 0"),
+        ({"train": "x", "checkpoint_minutes": -1}, "checkpoint_minutes: expected a number of at"),
+        ({"train": "x", "evaluate_steps": 5}, "evaluate_steps: expected a validation set with it"),
+        (
+            {"train": "x", "early_stopping": {"patience": 2}},
+            "early_stopping: expected a validation set with it (valid: DATASET)",
+        ),
+        (
+            {"train": "x", "valid": "y", "early_stopping": {"patience": 0}},
+            "early_stopping: patience: expected at least 1, got 0",
+        ),
+        (
+            {"train": "x", "valid": "y", "early_stopping": {"metric": "cvr.acu"}},
+            "early_stopping: metric: expected ctr, cvr or ctcvr, a point and one of auc, log_loss,",
+        ),
+        (
+            {"train": "x", "valid": "y", "early_stopping": {"patiense": 2}},
+            "early_stopping.patiense: unknown key; did you mean 'patience'?",
+        ),
         ({"train": "x", "settings": {"group_limit": 0}}, "settings: group_limit: expected at"),
         (
             {"train": "x", "settings": {"labels": "all"}},

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from esmm_fast import prepare_log
 from esmm_fast.dataset import Dataset, DatasetError
 from esmm_fast.logs import LogError
-from esmm_fast.manifest import PUBLISHED, schema_from_dict, schema_to_dict
+from esmm_fast.manifest import schema_from_dict, schema_to_dict
 from esmm_fast.prepare_log import prepare
+from esmm_fast.published import PUBLISHED
 from esmm_fast.schema import ALI_CCP, Field, Schema
 
 GOOD = Path(__file__).parent / "logs" / "good"
@@ -178,7 +179,7 @@ def test_a_schema_of_ones_own(tmp_path):
         schema=tmp_path / "d" / "manifest.json",
     )
     assert again.impressions.equals(dataset.impressions)
-    with pytest.raises(ValueError, match=r"s\.csv: a schema in JSON expected"):
+    with pytest.raises(ValueError, match=r"s\.csv: not YAML: "):
         prepare(skeleton=tmp_path / "s.csv", out=tmp_path / "x", schema=tmp_path / "s.csv")
 
 
@@ -450,10 +451,17 @@ def test_published_totals(tmp_path):
     assert published["half"] == "test"
     assert published["published"] == PUBLISHED["test"]
     assert published["here"]["impressions"] == 30
+    assert published["published"]["205.occurrences"] == 43_016_622
+    assert published["here"].keys() == PUBLISHED["test"].keys()
     assert not published["equal"]
     (tmp_path / "log" / "synth.json").write_text("{}")
     synthetic = prepare(skeleton=files[0], common=files[1], out=tmp_path / "synthetic")
     assert "published" not in synthetic.info()
+    train = PUBLISHED["train"]
+    skeleton = [v for n, v in train.items() if n.endswith(".occurrences")]
+    distinct = [v for n, v in train.items() if n.endswith(".distinct_ids")]
+    assert (len(skeleton), sum(skeleton)) == (10, 564_708_508)
+    assert (len(distinct), sum(distinct)) == (23, train["distinct_ids"])
 
 
 def test_checksum_is_xxh64():

@@ -9,7 +9,8 @@ import pytest
 import torch
 from table_models import ROWS, SCHEMA, TableModel, make_batch
 
-from esmm_fast import EmbeddingTables, Field, Schema, reference
+from esmm_fast import EmbeddingTables, Field, Schema, ops, reference
+from esmm_fast.embedding import _table_key
 from esmm_fast.optim import LazyAdam
 
 
@@ -45,6 +46,20 @@ def test_matches_reference(fused: bool, common: int, impressions: int) -> None:
     (pooled[0].sum() + pooled[1].sum()).backward()
     if optimizer:
         optimizer.step()
+
+
+def test_large_tables_begin_on_a_huge_page_and_pickle() -> None:
+    schema = Schema((Field("item", rows=9_000),))
+    tables = EmbeddingTables(schema, 64, init_std=1.0)
+    twin = torch.empty(9_000, 64)
+    ops.embedding_init(twin, torch.arange(9_000), key=_table_key(0, "item"), std=1.0)
+    assert torch.equal(tables.weight, twin)
+    optimizer = LazyAdam(tables)
+    assert tables.table().data_ptr() % (2 << 20) == 0 and tables.table().is_contiguous()
+    assert torch.equal(tables.weight, twin) and not tables.state("exp_avg").any()
+    for copied in (copy.deepcopy(tables), pickle.loads(pickle.dumps(tables))):
+        assert torch.equal(copied.weight, twin)
+    assert optimizer.tables == [tables]
 
 
 def test_mean() -> None:

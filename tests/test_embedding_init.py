@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from esmm_fast import ops, reference
+from esmm_fast import ops, reference, set_isa
+from esmm_fast._library import _cpu, isa
 
 FIXED_BITS = [
     [1058836970, 1055007736, 1046448310, -1096968979, -1080635264],
@@ -22,10 +23,24 @@ def test_matches_reference(dim: int) -> None:
         torch.testing.assert_close(ours, twin, rtol=1e-13, atol=1e-15)
 
 
-def test_bits_are_fixed() -> None:
-    weight = torch.empty(2, 5)
-    ops.embedding_init(weight, torch.tensor([3, 4]), key=42, std=1.0)
+@pytest.mark.parametrize("name", _cpu.esmm_fast_isas().decode().split(", "))
+def test_bits_are_fixed_on_every_instruction_set(name: str) -> None:
+    before, found = isa(), []
+    weight, threads = torch.empty(2, 5), torch.get_num_threads()
+    try:
+        set_isa(name)
+        ops.embedding_init(weight, torch.tensor([3, 4]), key=42, std=1.0)
+        for count in (1, 2, 7):
+            torch.set_num_threads(count)
+            found.append(torch.empty(3000, 18))
+            ops.embedding_init(found[-1], torch.arange(3000), key=42, std=1.0)
+        set_isa("baseline")
+        ops.embedding_init(whole := torch.empty(3000, 18), torch.arange(3000), key=42, std=1.0)
+    finally:
+        set_isa(before)
+        torch.set_num_threads(threads)
     assert weight.view(torch.int32).tolist() == FIXED_BITS
+    assert all(torch.equal(each, whole) for each in found)
 
 
 def test_is_normal() -> None:
@@ -59,3 +74,13 @@ def test_opcheck_version_and_errors() -> None:
         ops.embedding_init(weight, torch.arange(3), key=1, std=0.1)
     with pytest.raises(ValueError, match="std: expected a number of at least 0, got -1"):
         ops.embedding_init(weight, torch.arange(4), key=1, std=-1.0)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cuda_gives_the_same_bits(dtype: torch.dtype) -> None:
+    ids = torch.randint(-(2**63), 2**63 - 1, (1000,))
+    cpu, cuda = torch.empty(1000, 19, dtype=dtype), torch.empty(1000, 19, dtype=dtype).cuda()
+    ops.embedding_init(cpu, ids, key=-5, std=0.01)
+    ops.embedding_init(cuda, ids.cuda(), key=-5, std=0.01)
+    assert torch.equal(cuda.cpu(), cpu)

@@ -217,3 +217,41 @@ def test_refuses_a_table_without_room_for_the_state() -> None:
         ops.embedding_update(torch.ones(9, 11).double(), gradient, "lazy_adam", step_size=1)
     with pytest.raises(ValueError, match="table: expected dtype float64, got float32"):
         ops.embedding_update(torch.ones(9, 12), gradient, "lazy_adam", step_size=1)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("rule", sorted(RULES))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cuda_matches_cpu(rule: str, dtype: torch.dtype) -> None:
+    tolerance = {"rtol": 1e-11, "atol": 1e-11} if dtype == torch.float64 else {}
+    for lengths, rows in (([], 3), ([1] * 33, 1), ([1] * 3_000 + [4, 0, 20] * 300, 50)):
+        for dim, stride in ((18, 56), (4, 12), (7, 23)):
+            gradient = make_gradient(lengths, rows, dim, common_bags=len(lengths) // 3, dtype=dtype)
+            on_device = gradient.to(lambda t: t.cuda())
+            cpu = torch.rand(rows, stride, dtype=dtype) + 0.1
+            cuda = cpu.cuda()
+            again = cuda.clone()
+            ops.embedding_update(cpu, gradient, rule, **ARGUMENTS)
+            ops.embedding_update(cuda, on_device, rule, **ARGUMENTS)
+            tensors = [getattr(on_device, name) for name in on_device.__dataclass_fields__]
+            numbers = [ARGUMENTS[k] for k in ("grad_factor", "step_size", "beta1", "beta2")]
+            numbers += [ARGUMENTS["eps"], ARGUMENTS["decay"]]
+            torch.ops.esmm_fast.embedding_update_by_tensor(
+                again, *tensors, RULES[rule], torch.tensor(numbers).double().cuda()
+            )
+            torch.testing.assert_close(cuda.cpu(), cpu, **tolerance)
+            torch.testing.assert_close(again, cuda, rtol=1e-6, atol=1e-7)
+            assert on_device.squared_norm() == pytest.approx(gradient.squared_norm(), rel=1e-5)
+
+
+@pytest.mark.cuda
+def test_cuda_graph_equals_eager() -> None:
+    gradient = make_gradient([1] * 3_000, 50, 18, dtype=torch.float32).to(lambda t: t.cuda())
+    start = torch.rand(50, 56, device="cuda")
+    eager, replayed = start.clone(), start.clone()
+    ops.embedding_update(eager, gradient, "lazy_adam", **ARGUMENTS)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        ops.embedding_update(replayed, gradient, "lazy_adam", **ARGUMENTS)
+    graph.replay()
+    assert torch.equal(replayed, eager)

@@ -396,7 +396,7 @@ def test_missing_files(tmp_path):
         read_log(tmp_path / "none.csv")
     with pytest.raises(IsADirectoryError, match="expected a log file for common"):
         read_log(GOOD / "skeleton.csv", tmp_path)
-    with pytest.raises(ValueError, match=r"a\.tar\.gz is an archive"):
+    with pytest.raises(ValueError, match=r"a\.tar\.gz .*: the archive cannot be read; .*empty"):
         read_log(write(tmp_path / "a.tar.gz", ""))
     with pytest.raises(ValueError, match="at least one file"):
         read_log([])
@@ -412,7 +412,7 @@ def test_wrong_arguments():
             {"schema": Schema((Field("1"), Field("1_value")))},
             "two columns would be named '1_value'",
         ),
-        ({"schema": Schema((Field("a\x02"),))}, "without bytes below 0x20"),
+        ({"schema": Schema((Field("a\x02"),))}, r"names without separators expected, got 'a\\x02'"),
     ]:
         with pytest.raises(ValueError, match=message):
             read_log(GOOD / "skeleton.csv", **options)

@@ -238,6 +238,45 @@ def test_empty_batch():
     assert model.loss(out, batch).isnan()
 
 
+class MixtureOfExperts(nn.Module):
+    """MMoE: experts that every stage mixes in its own way; towers of a user."""
+
+    def __init__(self, in_common, in_impression, experts=3, size=8, stages=2):
+        super().__init__()
+        self.experts = SplitLinear(in_common, in_impression, experts * size)
+        self.gates = SplitLinear(in_common, in_impression, stages * experts)
+        self.heads = nn.Parameter(torch.randn(stages, size))
+        self.sizes = stages, experts, size
+
+    def forward(self, common, impression, which):
+        stages, experts, size = self.sizes
+        x = self.experts(common, impression, which).relu().reshape(-1, experts, size)
+        gates = self.gates(common, impression, which).reshape(-1, stages, experts).softmax(2)
+        return torch.einsum("bke,bes,ks->bk", gates, x, self.heads)
+
+
+def test_towers_of_a_user():
+    model = ESMM(SCHEMA, dim=4, dense_features=2, towers=MixtureOfExperts)
+    batch = make_batch(dense=2)
+    tables, towers = LazyAdam(model, lr=0.05), torch.optim.Adam(model.tower_parameters(), lr=0.05)
+    losses = []
+    for _ in range(30):
+        out = model(batch)
+        loss = model.loss(out, batch)
+        loss.backward()
+        for optimizer in (tables, towers):
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+    torch.testing.assert_close(out.pctcvr, out.pctr * out.pcvr)
+    assert {k.split(".")[0] for k in model.state_dict()} == {"tables", "towers"}
+    with pytest.raises(ValueError, match=r"towers: expected logits of shape \[37, 1\].*\[37, 2\]"):
+        EntireSpaceChain(SCHEMA, ("ctr",), dim=4, towers=MixtureOfExperts)(make_batch())
+    with pytest.raises(ValueError, match="towers: expected shared_tables=True"):
+        ESMM(SCHEMA, shared_tables=False, towers=MixtureOfExperts)
+
+
 # -- state ----------------------------------------------------------------------------------------
 
 

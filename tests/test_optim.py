@@ -232,3 +232,22 @@ class TestErrors:
         model = TableModel()
         with pytest.raises(NotImplementedError, match="LazyAdam has one group"):
             LazyAdam(model).add_param_group({"params": [torch.zeros(1)]})
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("kind", [SGD, Adagrad, RowwiseAdagrad, LazyAdam, LazyAdamW])
+def test_cuda_follows_the_cpu_and_states_move(kind: Any) -> None:
+    cpu, cuda = TableModel(), TableModel(device="cuda").cuda()
+    assert torch.equal(cuda.tables.weight.cpu(), cpu.tables.weight)
+    optimizers = {model: kind(model, lr=0.05) for model in (cpu, cuda)}
+    for step in range(4):
+        for model, optimizer in optimizers.items():
+            model.loss(make_batch(step).to(model.tables.weight.device)).backward()
+            optimizer.step()
+    torch.testing.assert_close(cuda.tables.weight.cpu(), cpu.tables.weight, rtol=1e-3, atol=1e-4)
+    optimizers[cuda].load_state_dict(optimizers[cpu].state_dict())
+    cuda.load_state_dict(cpu.state_dict())
+    for name in optimizers[cpu].states(18):
+        assert torch.equal(cuda.tables.state(name).cpu(), cpu.tables.state(name))
+    back = cuda.cpu()
+    assert torch.equal(back.tables.weight, cpu.tables.weight)

@@ -10,13 +10,19 @@ import msgspec
 import numpy as np
 import pytest
 
-from esmm_fast import experiment, plots, report
+from esmm_fast import experiment, plots, report, runner
+from esmm_fast import results as tables
+from esmm_fast.catalogue import METHODS
 from esmm_fast.config import Settings
-from esmm_fast.methods import METHODS
-from esmm_fast.train import Predictions, Truth, task_metrics
+from esmm_fast.evaluation import Predictions, Truth, task_metrics
 
 
-def results_of(repeats: int = 1, truth: bool = True, clicks: bool = True) -> dict[str, Any]:
+def results_of(
+    repeats: int = 1,
+    truth: bool = True,
+    clicks: bool = True,
+    names: tuple[str, ...] = ("base", "esmm"),
+) -> dict[str, Any]:
     """Results of a comparison, of invented predictions."""
     random = np.random.default_rng(0)
     n = 2_000
@@ -33,29 +39,33 @@ def results_of(repeats: int = 1, truth: bool = True, clicks: bool = True) -> dic
         return {**facts, "impressions_per_second": n / 1.5}
 
     ctr = {
+        "repeat": 0,
+        "seed": 0,
         "networks": {"ctr": network(8)},
         "metrics": task_metrics(Predictions(labels, pctr=true.pctr)),
     }
-    methods = {}
-    for name, method in METHODS.items():
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for name in names:
         runs = []
         for repeat in range(repeats):
             noise = random.normal(0, 0.02 * (1 + repeat), n)
             pcvr = np.clip(true.pcvr + noise, 0.01, 1).astype(np.float32)
             found = Predictions(labels, true.sample_id, true.pctr, pcvr, true.pctr * pcvr)
-            run = {"networks": {name: network(8)}, "metrics": task_metrics(found, known)}
+            run = {"repeat": repeat, "seed": repeat, "networks": {name: network(8)}}
+            run |= {"metrics": task_metrics(found, known), "valid": {"cvr": {"auc": 0.5}}}
+            run["pcvr_above_1"] = {"all": 0.25, "clicked": 0.5} if name == "division" else {}
+            error = {"auc_error": 0.0123, "minus_base_error": 0.01}
+            run["intervals"] = {"cvr": error, "ctcvr": error}
             if name == "esmm":
                 run["own_pctr"] = {k: v for k, v in run["metrics"].items() if k in ("ctr", "ctcvr")}
+            if repeat == 0:
+                run["curves"] = runner.curves_of(found, known)
             runs.append(run)
-        methods[name] = {
-            "title": method.title,
-            "formula": method.formula,
-            "source": method.source,
-            "target": method.target,
-            "runs": runs,
-            "summary": experiment.summarize(runs),
-            "curves": experiment.curves_of(found, known),
-        }
+        by_method[name] = runs
+    chosen = [METHODS[name] for name in names]
+    base = by_method.get("base", [])
+    methods = {m.name: experiment._described(m, by_method[m.name], base) for m in chosen}
+    families = experiment._families(chosen, methods)
     counts = {"path": "data", "impressions": n, "common_rows": 9, "conversions": 50}
     counts["clicks"] = int(click.sum())
     return {
@@ -65,10 +75,13 @@ def results_of(repeats: int = 1, truth: bool = True, clicks: bool = True) -> dic
         "protocol": experiment.PROTOCOL,
         "settings": msgspec.to_builtins(Settings()),
         "repeats": repeats,
+        "select": "test",
+        "families": families,
+        "rows": [family["best"]["test"] or family["members"][0] for family in families.values()],
         "data": {"train": counts, "test": counts},
         "truth_known": truth,
         "synthetic": {"ctr": 0.1, "cvr": 0.1} if truth else None,
-        "ctr_network": {"runs": [ctr], "summary": experiment.summarize([ctr])},
+        "ctr_network": {"runs": [ctr], "summary": tables.summarize([ctr])},
         "methods": methods,
     }
 
@@ -82,6 +95,8 @@ def test_all_sections_of_a_synthetic_comparison(tmp_path: Path) -> None:
     page = path.read_text()
     assert headings(page)[2:] == [
         "Against the labels",
+        "Differences to BASE",
+        "Beside the paper's Table 2",
         "Against the true pCVR",
         "Sample selection bias",
         "Calibration",
@@ -101,7 +116,7 @@ def test_the_page_needs_nothing_from_outside() -> None:
     assert not re.findall(r'(?:src|href)="(?!#)[^"]*"', page)
     assert "<script" not in page and "@import" not in page and "url(http" not in page
     svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(svgs) == 5
+    assert len(svgs) == 6
     for svg in svgs:
         minidom.parseString(svg)  # well-formed
         assert not re.match(r'<svg[^>]* (width|height)="', svg)
@@ -124,7 +139,12 @@ def test_repeats_are_drawn_as_dots() -> None:
     one, three = (report.render(results_of(repeats)) for repeats in (1, 3))
     assert "Every run (pale)" in three and "Every run (pale)" not in one
     assert "3 repeats, mean ± standard deviation" in three
-    assert re.search(r"\d\d\.\d\d ± \d\.\d\d", three) and not re.search(r"\d ± \d", one)
+
+    def labels_section(page: str) -> str:
+        return page[page.index("Against the labels") : page.index("Differences to BASE")]
+
+    assert re.search(r"\d\d\.\d\d ± \d\.\d\d", labels_section(three))
+    assert not re.search(r"\d ± \d", labels_section(one))
 
 
 def test_a_test_set_without_clicks_still_gives_a_page() -> None:
@@ -178,7 +198,7 @@ def test_a_run_has_a_page_of_its_own() -> None:
 
 def test_results_come_back_from_their_file(tmp_path: Path) -> None:
     results = results_of()
-    experiment.write(results, tmp_path)
+    tables.write(results, tmp_path)
     page = report.render(report.load(tmp_path / "results.json"))
     assert page == report.render(results)
 
@@ -188,3 +208,60 @@ def test_figures_are_the_same_each_time() -> None:
     assert plots.calibration(methods) == plots.calibration(methods)
     with pytest.raises(KeyError):
         plots.roc({"base": {"title": "BASE", "curves": {}}})
+
+
+SEVEN = ("base", "aman-10", "aman-100", "oversampling-2", "unbias", "division", "esmm-ns", "esmm")
+
+
+def text_of(page: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<svg.*?</svg>|<[^>]+>", " ", page, flags=re.DOTALL))
+
+
+def test_seven_methods_with_a_grid() -> None:
+    results = results_of(3, names=SEVEN)
+    for name, value in (("aman-10", 0.61), ("aman-100", 0.62)):
+        results["methods"][name]["summary"]["metrics.cvr.auc"]["mean"] = value
+    results["rows"] = [n for n in SEVEN if n != "aman-10"]
+    results["families"]["aman"]["best"] = {"test": "aman-100", "valid": "aman-10"}
+    results["command"] = "esmm-fast compare --methods all <x>"
+    page = report.render(results)
+    text = text_of(page)
+    assert "7 methods on a synthetic log" in text and "--methods all &lt;x&gt;" in page
+    assert "The whole grids" in headings(page)
+    grid = text[text.index("The whole grids") : text.index("Against the true pCVR")]
+    assert re.search(r"AMAN 10 % 61\.00 .* best on the held-out end", grid)
+    assert re.search(r"AMAN 100 % 62\.00 .* best on the test set", grid)
+    # The main tables have one row a family.
+    main = text[text.index("Against the labels") : text.index("Differences to BASE")]
+    assert "AMAN 100 %" in main and "AMAN 10 %" not in main
+    assert "DIVISION, 25 % of all and 50 % of clicked test impressions." in main
+    assert "of about 1.2 points (DeLong" in main
+    assert "BASE 60" not in grid
+    paper = text[text.index("Beside the paper") : text.index("The whole grids")]
+    assert "ESMM " in paper and "68.56 ± 0.37 +2.56" in paper and "65.32 ± 0.49 +3.25" in paper
+    assert len(plots.colours(results["methods"])) == len(SEVEN)
+    assert len(set(plots.colours(results["methods"]).values())) == len(SEVEN)
+
+
+def test_differences_are_shown_with_their_intervals() -> None:
+    results = results_of(3)
+    found = results["methods"]["esmm"]["differences"]
+    for task, mean in (("cvr", 0.02), ("ctcvr", -0.01)):
+        found[task] |= {"mean": mean, "low": mean - 0.005, "high": mean + 0.005}
+    text = text_of(report.render(results))
+    assert "+2.00 [+1.50, +2.50]" in text and "-1.00 [-1.50, -0.50]" in text
+
+
+def test_shares_of_the_training_set() -> None:
+    results = results_of(2)
+    summary = {"mean": 0.6, "std": 0.01, "runs": 2}
+    of = {"title": "ESMM", "cvr": summary, "ctcvr": summary, "truth": None}
+    results["shares"] = [
+        {"percent": share, "impressions": 10 * share, "methods": {"esmm": of}} for share in (1, 100)
+    ]
+    page = report.render(results)
+    assert "Less training data" in headings(page) and "Shares are of groups" in page
+
+
+def test_a_page_stays_small() -> None:
+    assert len(report.render(results_of(3, names=SEVEN)).encode()) < 1_500_000

@@ -12,10 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from esmm_fast import ESMM, Batch, Schema, metrics
+from esmm_fast import train as train_module
+from esmm_fast.config import EarlyStopping
 from esmm_fast.reference import batch_plan
 from esmm_fast.train import (
     History,
     Predictions,
+    Step,
+    Training,
     Truth,
     default_optimizers,
     evaluate,
@@ -289,3 +293,206 @@ def test_loss_curve_weighs_batches_by_their_size() -> None:
     assert history.loss_curve(2) == ([20, 35], [1.5, 5.33333333])
     assert history.loss_curve(100) == ([10, 20, 30, 35], [1.0, 2.0, 4.0, 8.0])
     assert History().loss_curve() == ([], [])
+
+
+def test_so_many_steps_whatever_the_epochs() -> None:
+    batches, _ = make_batches(500)
+    epochs = []
+    history = fit(
+        Rate(),
+        batches,
+        max_steps=12,
+        valid=batches[:1],
+        on_epoch=lambda epoch, history: epochs.append((epoch, history.steps)),
+    )
+    assert history.steps == 12 and epochs == [(1, 5), (2, 10), (3, 12)]
+    assert history.valid_steps == [5, 10, 12]
+    with pytest.raises(ValueError, match="max_steps: expected at least 1, got 0"):
+        fit(Rate(), batches, max_steps=0)
+
+
+def test_evaluations_within_an_epoch() -> None:
+    batches, _ = make_batches(500)
+    seen = []
+    history = fit(
+        Rate(),
+        batches,
+        epochs=2,
+        valid=batches[:1],
+        evaluate_steps=2,
+        on_evaluation=lambda history: seen.append(history.steps),
+    )
+    assert history.valid_steps == seen == [2, 4, 5, 6, 8, 10]
+
+
+def test_early_stopping_keeps_the_best_parameters() -> None:
+    batches, _ = make_batches(500)
+    model = Rate()
+    found = []
+
+    def change(history: History) -> None:
+        found.append((history.valid[-1]["ctcvr"]["log_loss"], model.logit.detach().clone()))
+
+    history = fit(  # a rate far too high: the loss gets worse and better as it overshoots
+        model,
+        batches,
+        epochs=50,
+        lr=1.5,
+        valid=batches,
+        evaluate_steps=2,
+        early_stopping=EarlyStopping(patience=3),
+        on_evaluation=change,
+    )
+    losses = [loss for loss, _ in found]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 4 and history.steps == history.valid_steps[-1] < 250
+    assert torch.equal(model.logit, found[best][1])
+
+
+def test_early_stopping_needs_a_metric_that_exists() -> None:
+    batches, _ = make_batches(200)
+    for stopping, message in (
+        (
+            EarlyStopping(metric="cvr.auc"),
+            r"early_stopping\.metric: cvr\.auc is undefined on the val",
+        ),
+        (EarlyStopping(), "early_stopping: expected valid with it, got none"),
+    ):
+        valid = [b for b in batches if setattr(b, "labels", b.labels * 0) is None]
+        with pytest.raises(ValueError, match=message):
+            fit(Rate(), batches, valid=valid if stopping.metric else None, early_stopping=stopping)
+
+    class OnlyCTR(Rate):
+        def forward(self, batch: Batch) -> Any:
+            out = super().forward(batch)
+            return SimpleNamespace(pctr=out.pctr)
+
+        def loss(self, out: Any, batch: Batch) -> Tensor:
+            return nn.functional.binary_cross_entropy(out.pctr, batch.labels[:, 0])
+
+    stopping = EarlyStopping(metric="cvr.auc")
+    with pytest.raises(
+        ValueError, match=r"expected one of ctr\.auc, ctr\.log_loss.*got 'cvr\.auc'"
+    ):
+        fit(OnlyCTR(), batches, valid=batches, early_stopping=stopping)
+
+
+def test_a_training_goes_on_from_its_state() -> None:
+    batches, _ = make_batches(500)
+    seen: list[Step] = []
+    whole = make_model()
+    fit(whole, Positioned(batches), epochs=2, on_step=seen.append)
+
+    class Enough(Exception):
+        pass
+
+    def between() -> None:
+        if first.history.steps == 7:
+            raise Enough
+
+    half = make_model()
+    first = Training(half, Positioned(batches), epochs=2, between=between)
+    with pytest.raises(Enough):
+        first.run()
+    rest: list[Step] = []
+    other = make_model(seed=5)
+    second = Training(other, Positioned(batches), epochs=2, on_step=rest.append)
+    other.load_state_dict(half.state_dict())
+    second.load_state_dict(first.state_dict())
+    second.run()
+    assert [(s.step, s.epoch, s.loss) for s in rest] == [
+        (s.step, s.epoch, s.loss) for s in seen[7:]
+    ]
+    for a, b in zip(whole.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match=r"expected some with load_state_dict, .* got list"):
+        Training(make_model(), batches).load_state_dict(first.state_dict())
+    with pytest.raises(ValueError, match="state: expected 1 optimizers, got 2"):
+        model = make_model()
+        adam = torch.optim.Adam(model.parameters())
+        Training(model, Positioned(batches), optimizers=[adam]).load_state_dict(first.state_dict())
+
+
+class Positioned:
+    """Batches that can say where they stand, one epoch like another."""
+
+    def __init__(self, batches: list[Batch]) -> None:
+        self.batches, self.next = batches, 0
+
+    def __iter__(self) -> Any:
+        while self.next < len(self.batches):
+            self.next += 1
+            yield self.batches[self.next - 1]
+        self.next = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next": self.next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.next = state["next"]
+
+
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the CPU look like a device that works ahead of Python."""
+    monkeypatch.setattr(train_module, "at_once", lambda device: False)
+    monkeypatch.setattr(train_module, "READ_STEPS", 4)
+
+
+def test_losses_read_late_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, _ = make_batches(1000)
+    at_once: list[Step] = []
+    fit(make_model(), batches, on_step=at_once.append)
+    late(monkeypatch)
+    reads = []
+    real = Training._read
+    monkeypatch.setattr(
+        Training, "_read", lambda self: (reads.append(len(self._unread)), real(self))
+    )
+    steps: list[Step] = []
+    history = fit(make_model(), batches, on_step=steps.append)
+    assert [n for n in reads if n] == [4, 4, 2]
+    assert [s._replace(seconds=0) for s in steps] == [s._replace(seconds=0) for s in at_once]
+    assert history.losses == [s.loss for s in at_once]
+
+
+def test_a_loss_that_is_not_finite_is_found_late_but_with_its_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Spoilt(Rate):
+        def loss(self, out: Any, batch: Batch) -> Tensor:
+            return self.logit.sum() * (math.nan if training.history.steps == 1 else 1)
+
+    late(monkeypatch)
+    batches, _ = make_batches(1000)
+    training = Training(Spoilt(), batches)
+    with pytest.raises(
+        FloatingPointError, match=r"step 2 \(epoch 1\): expected a finite loss, got nan"
+    ):
+        training.run()
+    assert not training.whole and training.history.steps == 4
+
+
+@pytest.mark.cuda
+def test_steps_do_not_wait_for_the_gpu() -> None:
+    batches = [batch.to("cuda") for batch in make_batches(1000)[0]]
+    model = Rate().cuda()
+    adam = torch.optim.Adam(model.parameters())
+    training = Training(model, batches, optimizers=[adam], progress=False)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for batch in batches:
+            training._step(batch, 0.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(training._unread) == 10
+
+
+@pytest.mark.cuda
+def test_fit_and_evaluate_on_cuda() -> None:
+    batches, _ = make_batches()
+    here, there = make_model(), make_model().cuda()
+    ours = fit(there, batches, progress=False)
+    twin = fit(here, batches, progress=False)
+    np.testing.assert_allclose(ours.losses, twin.losses, rtol=1e-3)
+    found, expected = evaluate(there, batches), evaluate(here, batches)
+    assert found["ctr"]["auc"] == pytest.approx(expected["ctr"]["auc"], abs=1e-3)

@@ -2,6 +2,7 @@
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from tiny_dataset import SCHEMA, tiny_dataset
 
 from esmm_fast import _native
+from esmm_fast.batches import Batches
+from esmm_fast.schema import Field, Schema
 from esmm_fast.vocabulary import NO_ID, Vocabulary
 
 
@@ -196,3 +199,60 @@ def test_errors_of_files(tmp_path: Path) -> None:
         Vocabulary.load(path)
     write(good)
     assert Vocabulary.load(path).tables == vocabulary.tables
+
+
+class TestHashed:
+    SCHEMA = Schema(
+        (Field("a", rows="hash:2**10"), Field("b"), Field("c", table="a", rows="hash:2**10"))
+    )
+
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary({"b": ([7], [3])}, hashed=self.SCHEMA.hashed_tables)
+
+    def test_rows_are_spread_evenly_and_never_0(self) -> None:
+        vocabulary = self.vocabulary()
+        rows = vocabulary.lookup("a", np.arange(102_300, dtype=np.uint64))
+        counts = np.bincount(rows, minlength=1024)
+        assert counts[0] == 0 and len(counts) == 1024
+        assert counts[1:].min() > 60 and counts[1:].max() < 150  # Poisson(100)
+        wide = vocabulary.lookup("a", np.arange(100, dtype=np.uint32))
+        assert np.array_equal(wide, rows[:100])
+        assert vocabulary.lookup("a", np.array([2**64 - 1, 12], np.uint64)).tolist() == [
+            vocabulary.lookup("a", np.uint64(2**64 - 1)).item(),
+            rows[12],
+        ]
+
+    def test_sized_saved_and_pickled(self, tmp_path: Path) -> None:
+        vocabulary = self.vocabulary()
+        assert vocabulary.tables == ("b",) and vocabulary.rows("a") == 1024
+        assert vocabulary.feature_ids("a").tolist() == [NO_ID, *range(1, 1024)]
+        assert vocabulary.sized(self.SCHEMA).table_rows == {"a": 1024, "b": 2}
+        vocabulary.save(tmp_path / "v.arrow")
+        for other in (
+            Vocabulary.load(tmp_path / "v.arrow"),
+            pickle.loads(pickle.dumps(vocabulary)),
+        ):
+            assert other.hashed == {"a": 1024}
+            assert other.lookup("a", [5, 6]).tolist() == vocabulary.lookup("a", [5, 6]).tolist()
+
+    def test_batches_of_a_dataset(self) -> None:
+        fields = [
+            replace(f, rows="hash:50") if f.name == SCHEMA.fields[0].name else f
+            for f in SCHEMA.fields
+        ]
+        schema = replace(SCHEMA, fields=tuple(fields))
+        dataset = tiny_dataset()
+        vocabulary = Vocabulary.from_dataset(dataset, schema=schema)
+        assert vocabulary.hashed == {fields[0].table_name: 50}
+        batches = Batches(dataset, 4, vocabulary=vocabulary, schema=schema, threads=0)
+        assert batches.schema.table_rows[fields[0].table_name] == 50
+        assert sum(int(batch.plan.rows.numel()) for batch in batches) > 0
+
+    def test_errors(self) -> None:
+        for wrong in ("hash:", "hash:1", "hash:2**", "2**20", "hash:-4"):
+            with pytest.raises(ValueError, match="field 'a': rows: expected a number, 'hash:2"):
+                Field("a", rows=wrong)
+        with pytest.raises(ValueError, match="table 'a': expected the same rows='hash:"):
+            _ = Schema((Field("a", rows="hash:8"), Field("b", table="a"))).hashed_tables
+        with pytest.raises(ValueError, match="the tables hold 2147483648 rows together"):
+            Vocabulary({}, hashed={"a": 2**31})

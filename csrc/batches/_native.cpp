@@ -76,15 +76,19 @@ struct PySource {
   }
   void add_impressions(int64_t rows, std::vector<Column> columns, uintptr_t common_row,
                        uintptr_t sample_id, const std::vector<uintptr_t>& labels,
-                       py::object owner) {
+                       const std::vector<uintptr_t>& carried, py::object owner) {
     Segment segment;
     segment.rows = rows;
     segment.columns = std::move(columns);
     segment.common_row = at_address<uint32_t>(common_row);
     segment.sample_id = at_address<uint64_t>(sample_id);
     for (const uintptr_t label : labels) segment.labels.push_back(at_address<uint8_t>(label));
+    for (const uintptr_t column : carried) segment.carried.push_back(at_address<uint8_t>(column));
     if (static_cast<int64_t>(labels.size()) != source.stages) {
       throw std::invalid_argument("labels: expected one column per stage");
+    }
+    if (carried.size() != source.carried_widths.size()) {
+      throw std::invalid_argument("carried: expected one column per width");
     }
     add(std::move(segment), source.impression_fields.size(), source.impressions, std::move(owner));
   }
@@ -151,6 +155,9 @@ class PyLoader {
     out["common_of_impression"] = to_numpy(b.common_of_impression);
     out["labels"] = to_numpy(b.labels, {impressions, stages});
     out["sample_id"] = to_numpy(b.sample_id);
+    py::list carried;
+    for (Buffer<uint8_t>& column : b.carried) carried.append(to_numpy(column));
+    out["carried"] = carried;
     return out;
   }
 
@@ -196,6 +203,9 @@ void bind_batches(py::module_& m) {
              return std::make_shared<Lookup>(data, count);
            }),
            py::arg("ids"), "Takes uint64 [n]: ids[i] has row i + 1.")
+      .def_static(
+          "hashed", [](int64_t rows) { return std::make_shared<Lookup>(Lookup::hashed(rows)); },
+          py::arg("rows"), "Returns the look-up of a hashed table: an id's hash is its row.")
       .def("rows", &lookup_rows<uint32_t>, py::arg("ids").noconvert(), py::arg("base") = 0)
       .def("rows", &lookup_rows<uint64_t>, py::arg("ids"), py::arg("base") = 0,
            "Returns int32 base + row of every id; base alone where the id is unknown.")
@@ -211,24 +221,25 @@ void bind_batches(py::module_& m) {
   py::class_<PySource, std::shared_ptr<PySource>>(m, "BatchSource",
                                                   "The columns batches are made from.")
       .def(py::init([](int64_t stages, bool raw_labels, bool has_common_row, bool weighted,
-                       int64_t row_end) {
+                       int64_t row_end, std::vector<int64_t> carried_widths) {
              auto self = std::make_shared<PySource>();
              self->source.stages = stages;
              self->source.labels = raw_labels ? LabelKind::kRaw : LabelKind::kAnd;
              self->source.has_common_row = has_common_row;
              self->source.weighted = weighted;
              self->source.row_end = row_end;
+             self->source.carried_widths = std::move(carried_widths);
              return self;
            }),
            py::kw_only(), py::arg("stages"), py::arg("raw_labels"), py::arg("has_common_row"),
-           py::arg("weighted"), py::arg("row_end"))
+           py::arg("weighted"), py::arg("row_end"), py::arg("carried_widths"))
       .def("add_field", &PySource::add_field, py::kw_only(), py::arg("common"), py::arg("lookup"),
            py::arg("base"))
       .def("add_common", &PySource::add_common, py::kw_only(), py::arg("rows"), py::arg("columns"),
            py::arg("owner"))
       .def("add_impressions", &PySource::add_impressions, py::kw_only(), py::arg("rows"),
            py::arg("columns"), py::arg("common_row"), py::arg("sample_id"), py::arg("labels"),
-           py::arg("owner"));
+           py::arg("carried"), py::arg("owner"));
 
   m.def(
       "group_starts",

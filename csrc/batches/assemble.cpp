@@ -3,6 +3,7 @@
 #include "batches/assemble.h"
 
 #include <bit>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -131,6 +132,17 @@ void Assembler::find_impressions(const int64_t* rows, int64_t impressions, Batch
     }
   }
   batch.common = static_cast<int64_t>(common_.size());
+
+  batch.carried.resize(source_.carried_widths.size());
+  for (size_t c = 0; c < batch.carried.size(); ++c) {
+    const int64_t width = source_.carried_widths[c];
+    batch.carried[c].resize(impressions * width);
+    uint8_t* out = batch.carried[c].data();
+    for (const Place& place : impressions_) {
+      std::memcpy(out, place.segment->carried[c] + place.row * width, width);
+      out += width;
+    }
+  }
 }
 
 BatchArrays Assembler::assemble(const int64_t* rows, int64_t impressions) {

@@ -24,6 +24,7 @@ struct BatchArrays {
   Buffer<int32_t> common_of_impression;   // [B]
   Buffer<float> labels;                   // [B, K]
   Buffer<int64_t> sample_id;              // [B]
+  std::vector<Buffer<uint8_t>> carried;   // per carried column: [B, its width]
 };
 
 // Makes batches of one source in one thread; keeps its scratch memory between them.

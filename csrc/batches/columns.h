@@ -41,6 +41,7 @@ struct Segment {
   const uint32_t* common_row = nullptr;  // [rows] null: the dataset has none
   const uint64_t* sample_id = nullptr;   // [rows]
   std::vector<const uint8_t*> labels;    // [K] of [rows]
+  std::vector<const uint8_t*> carried;   // per carried column: [rows, its width]
 };
 
 struct Place {
@@ -87,9 +88,10 @@ struct Source {
   std::vector<FieldRows> impression_fields, common_fields;  // bag order
   int64_t stages = 0;                                       // K
   LabelKind labels = LabelKind::kAnd;
-  bool has_common_row = false;  // impressions name a common row
-  bool weighted = false;        // a field of the schema carries values
-  int64_t row_end = 1;          // rows of all tables
+  bool has_common_row = false;          // impressions name a common row
+  bool weighted = false;                // a field of the schema carries values
+  int64_t row_end = 1;                  // rows of all tables
+  std::vector<int64_t> carried_widths;  // bytes of one impression in each carried column
 };
 
 // Returns where the groups of `rows` begin (a group: neighbours with one common row), then the

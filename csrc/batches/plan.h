@@ -35,9 +35,10 @@ void write_bag_of_occurrence(const Offset* offsets,  // [bags + 1]
 
 // Transposes one batch after the other; keeps its scratch memory between them.
 //
-// Ownership: `chunks` stretches of occurrences (at most), one task each.
-// Guarantee: a stable radix sort, so every output is a function of the rows alone: neither the
-// number of chunks nor the threads that run them can be seen in it.
+// Ownership: the first pass, by the high bits of a row, has `chunks` stretches of occurrences (at
+// most), one task each; its buckets are then sorted, each by one task, in the first-level cache.
+// Guarantee: every output is a function of the rows alone: neither the number of chunks nor the
+// threads that run them can be seen in it.
 class PlanBuilder {
  public:
   // Sorts occurrences by row and returns T. Every row is in [0, row_end), row_end < 2^31,
@@ -54,14 +55,13 @@ class PlanBuilder {
              const RunTasks& run) const;
 
  private:
-  int64_t chunk_begin(int64_t chunk) const { return occurrences_ * chunk / chunks_; }
+  int64_t sort_bucket(int64_t begin, int64_t end, int low_bits);
 
-  int64_t occurrences_ = 0;
-  int64_t chunks_ = 1;
   Buffer<uint64_t> sorted_;              // [N] row << 32 | occurrence, ascending
   Buffer<uint64_t> spare_;               // [N] the other side of each radix pass
-  std::vector<int32_t> places_;          // [chunks, digits]
-  std::vector<int64_t> touched_before_;  // [chunks + 1] touched rows that begin before each chunk
+  std::vector<int32_t> places_;          // [chunks, buckets]
+  std::vector<int64_t> ranges_;          // [tasks + 1] occurrences of each task's buckets
+  std::vector<int64_t> touched_before_;  // [tasks + 1] touched rows before each task's
 };
 
 }  // namespace esmm_fast

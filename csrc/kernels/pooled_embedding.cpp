@@ -52,6 +52,31 @@ void occurrence_gradients(const RowGradient<T>& gradient, const T* weight, int64
   ESMM_DISPATCH_ISA(isa::occurrence_gradients(gradient, weight, stride, rows, begin, end, out))
 }
 
+template <typename T>
+void gradient_by_occurrence(const T* grad, const int32_t* offsets, const T* weights, int64_t dim,
+                            int64_t begin, int64_t end, T* out) {
+  for (int64_t bag = begin; bag < end; ++bag) {
+    const T* from = grad + bag * dim;
+    for (int64_t n = offsets[bag]; n < offsets[bag + 1]; ++n) {
+      const T scale = weights ? weights[n] : T(1);
+      for (int64_t d = 0; d < dim; ++d) out[n * dim + d] = from[d] * scale;
+    }
+  }
+}
+
+int64_t narrow(const int64_t* values, int64_t begin, int64_t end, int64_t limit, int32_t* out) {
+  const uint64_t bound = static_cast<uint64_t>(limit);
+  int bad = 0;
+  for (int64_t n = begin; n < end; ++n) {
+    bad |= static_cast<uint64_t>(values[n]) >= bound;
+    out[n] = static_cast<int32_t>(values[n]);
+  }
+  if (!bad) return end;
+  int64_t n = begin;
+  while (static_cast<uint64_t>(values[n]) < bound) ++n;
+  return n;
+}
+
 // Both searches test blocks without a branch per element (the compiler vectorises them) and look
 // closer at a bad one.
 constexpr int64_t kSearchBlock = 1024;
@@ -88,7 +113,9 @@ int64_t first_descent(const int32_t* values, int64_t begin, int64_t end, int64_t
   template void row_gradients<T>(const RowGradient<T>&, int64_t, int64_t, T*);                    \
   template double squared_norm<T>(const RowGradient<T>&, int64_t, int64_t);                       \
   template void occurrence_gradients<T>(const RowGradient<T>&, const T*, int64_t, const int32_t*, \
-                                        int64_t, int64_t, T*);
+                                        int64_t, int64_t, T*);                                    \
+  template void gradient_by_occurrence<T>(const T*, const int32_t*, const T*, int64_t, int64_t,   \
+                                          int64_t, T*);
 ESMM_INSTANTIATE(float)
 ESMM_INSTANTIATE(double)
 

@@ -77,6 +77,19 @@ template <typename T>
 void occurrence_gradients(const RowGradient<T>& gradient, const T* weight, int64_t stride,
                           const int32_t* rows, int64_t begin, int64_t end, T* out);
 
+// Writes out[n] [D] = weights[n] * grad[bag of n] for the occurrences of the bags [begin, end): the
+// gradient by occurrence.
+template <typename T>
+void gradient_by_occurrence(const T* grad,           // [bags, D]
+                            const int32_t* offsets,  // [bags + 1]
+                            const T* weights,        // [N] or null (all 1)
+                            int64_t dim, int64_t begin, int64_t end,
+                            T* out);  // [N, D]
+
+// Writes out[n] = values[n] for n in [begin, end); returns the first n with values[n] outside [0,
+// limit), or end. Limit is at most 2^31.
+int64_t narrow(const int64_t* values, int64_t begin, int64_t end, int64_t limit, int32_t* out);
+
 // Returns the first n in [begin, end) with values[n] outside [0, limit), or end.
 int64_t first_outside(const int32_t* values, int64_t begin, int64_t end, int64_t limit);
 

@@ -17,13 +17,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define ESMM_FAST_HOST_DEVICE __host__ __device__ __forceinline__
-#define ESMM_FAST_UNROLL _Pragma("unroll")  // so that a fixed K keeps its stages in registers
-#else
-#define ESMM_FAST_HOST_DEVICE inline
-#define ESMM_FAST_UNROLL
-#endif
+#include "kernels/host_device.h"
 
 namespace esmm_fast {
 

@@ -162,6 +162,30 @@ py::object problem_of(const LogStream& stream) {
   return out;
 }
 
+// `own` is (column kinds, column names, counted, key kind), or None.
+std::shared_ptr<const OwnColumns> own_columns(const py::object& own) {
+  if (own.is_none()) return nullptr;
+  const auto spec = own.cast<py::tuple>();
+  const auto kinds = spec[0].cast<std::vector<int>>();
+  const auto names = spec[1].cast<std::vector<std::string>>();
+  std::vector<std::pair<ColumnKind, std::string>> columns;
+  for (size_t i = 0; i < kinds.size(); ++i)
+    columns.emplace_back(static_cast<ColumnKind>(kinds[i]), names.at(i));
+  return std::make_shared<OwnColumns>(std::move(columns), spec[2].cast<bool>(),
+                                      static_cast<KeyKind>(spec[3].cast<int>()));
+}
+
+// `separators` is empty (the usual ones) or four bytes.
+std::shared_ptr<const Spelling> spelling(const std::string& separators) {
+  if (separators.empty()) return nullptr;
+  if (separators.size() != 4)
+    throw std::invalid_argument("separators: four bytes expected, got " +
+                                std::to_string(separators.size()));
+  std::array<unsigned char, 4> bytes;
+  std::copy(separators.begin(), separators.end(), bytes.begin());
+  return std::make_shared<Spelling>(bytes);
+}
+
 // The next block, or None at the end or at the first bad line (then .problem is set). Ctrl-C is
 // heard while waiting.
 std::shared_ptr<Block> next_block(LogStream& stream) {
@@ -277,6 +301,13 @@ void bind_log(py::module_& m) {
                              [](const std::shared_ptr<Block>& block) {
                                return view(block, block->columns.key, block->columns.rows);
                              })
+      .def("carried",
+           [](const std::shared_ptr<Block>& block) {
+             py::list arrays;
+             for (const Buffer<uint64_t>& carried : block->columns.carried)
+               arrays.append(view(block, carried, block->columns.rows));
+             return arrays;
+           })
       .def("fields", &field_arrays);
 
   py::class_<LogStream, std::unique_ptr<LogStream, JoinWithoutGil>>(
@@ -285,7 +316,7 @@ void bind_log(py::module_& m) {
                        std::vector<std::string> other_fields, std::vector<uint8_t> multi,
                        std::vector<uint8_t> weighted, std::shared_ptr<KeyMap> keys, bool discovers,
                        int threads, size_t chunk_bytes, bool skip_bad_lines, bool keep_rejects,
-                       bool count_ids) {
+                       bool count_ids, const py::object& own, const py::bytes& separators) {
              if (threads < 1)
                throw std::invalid_argument("threads: at least 1 expected, got " +
                                            std::to_string(threads));
@@ -305,13 +336,16 @@ void bind_log(py::module_& m) {
              options.skip_bad_lines = skip_bad_lines;
              options.keep_rejects = keep_rejects;
              options.count_ids = count_ids;
+             options.own = own_columns(own);
+             options.spelling = spelling(separators);
              return std::unique_ptr<LogStream, JoinWithoutGil>(
                  new LogStream(std::move(specs), std::move(options), std::move(keys), discovers));
            }),
            py::kw_only(), py::arg("inputs"), py::arg("common"), py::arg("fields"),
            py::arg("other_fields"), py::arg("multi"), py::arg("weighted"), py::arg("keys"),
            py::arg("discovers"), py::arg("threads"), py::arg("chunk_bytes"),
-           py::arg("skip_bad_lines"), py::arg("keep_rejects"), py::arg("count_ids"))
+           py::arg("skip_bad_lines"), py::arg("keep_rejects"), py::arg("count_ids"),
+           py::arg("own") = py::none(), py::arg("separators") = py::bytes())
       .def("next", &next_block)
       .def("problem", &problem_of)
       .def("totals", &totals_dict)

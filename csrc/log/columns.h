@@ -38,10 +38,11 @@ struct Columns {
   Layout layout;
   std::vector<Column> fields;
   // Skeleton files:
-  Buffer<uint64_t> sample_id;   // [rows]
-  Buffer<uint8_t> click;        // [rows]
-  Buffer<uint8_t> conversion;   // [rows]
-  Buffer<uint32_t> common_row;  // [rows]
+  Buffer<uint64_t> sample_id;             // [rows]
+  Buffer<uint8_t> click;                  // [rows]
+  Buffer<uint8_t> conversion;             // [rows]
+  Buffer<uint32_t> common_row;            // [rows]
+  std::vector<Buffer<uint64_t>> carried;  // each [rows]; logs with own columns: see own_columns.h
   // Common files, and skeleton files that are read without one:
   Buffer<uint64_t> key;  // [rows]
   // Common files, where a row stands in its chunk, for messages about duplicates:

@@ -4,17 +4,19 @@
 #include <algorithm>
 #include <cstring>
 
+#include "log/own_columns.h"
+
 namespace esmm_fast::logs {
 namespace {
 
 constexpr size_t kQuoted = 40;  // bytes of the log shown in a message
 
-std::string escaped(const char* begin, const char* end) {
+std::string escaped(const char* begin, const char* end, const Spelling* spelling) {
   std::string out = "'";
   for (const char* p = begin; p != end; ++p) {
-    const unsigned char c = *p;
+    const unsigned char c = spelling ? spelling->own(*p) : *p;
     if (c >= 0x20 && c < 0x7f) {
-      out += *p;
+      out += static_cast<char>(c);
     } else {
       constexpr char kHex[] = "0123456789abcdef";
       out += {'\\', 'x', kHex[c >> 4], kHex[c & 15]};
@@ -36,7 +38,24 @@ std::string got(const Failure& failure, const Text& text) {
   end = std::max(end, std::min(failure.at, failure.token + kQuoted));
   if (end == failure.token) ++end;  // a separator where there should be a token
   const bool cut = end - failure.token > static_cast<ptrdiff_t>(kQuoted);
-  return escaped(failure.token, cut ? failure.token + kQuoted : end) + (cut ? "..." : "");
+  return escaped(failure.token, cut ? failure.token + kQuoted : end, text.spelling) +
+         (cut ? "..." : "");
+}
+
+// A sentence about the usual separators, with those of the file.
+std::string respelled(std::string sentence, const Spelling& spelling) {
+  constexpr std::pair<const char*, char> kSeparators[] = {
+      {"','", ','}, {"'\\x01'", 1}, {"'\\x02'", 2}, {"'\\x03'", 3}};
+  for (size_t at = sentence.find('\''); at != std::string::npos; at = sentence.find('\'', at + 1)) {
+    for (const auto& [usual, byte] : kSeparators) {
+      if (sentence.compare(at, std::strlen(usual), usual) != 0) continue;
+      const std::string own = escaped(&byte, &byte + 1, &spelling);
+      sentence.replace(at, std::strlen(usual), own);
+      at += own.size() - 1;
+      break;
+    }
+  }
+  return sentence;
 }
 
 bool hex_key_at(const char* p) {
@@ -86,6 +105,7 @@ std::string message(const Failure& failure, const Text& text, const char* line,
   }
   std::string expected =
       failure.expected == kExpectedFields ? field_list(names, common) : failure.expected;
+  if (text.spelling) expected = respelled(std::move(expected), *text.spelling);
   std::string out;
   if (at_line_end(failure.at)) {
     const bool file_end = text.no_final_newline && failure.at + 1 == text.end;

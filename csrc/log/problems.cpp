@@ -16,6 +16,7 @@ const char* reason_name(Reason reason) {
                                             "bad_feature_id",
                                             "bad_value",
                                             "conflicting_common_row",
+                                            "bad_column",
                                             "bad_file"};
   return kNames[static_cast<size_t>(reason)];
 }

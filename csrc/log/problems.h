@@ -22,6 +22,7 @@ enum class Reason : uint8_t {
   kBadFeatureId,
   kBadValue,
   kConflictingCommonRow,
+  kBadColumn,
   kFile,  // the file as a whole: empty, unreadable, changed, a line without end
   kCount
 };

@@ -33,14 +33,16 @@ struct FieldWriter {
 template <typename Id, bool kCommon>
 class RowWriter {
  public:
-  // stores_keys: besides common files, skeleton files that are read without one.
-  RowWriter(Columns& columns, bool stores_keys)
+  // stores_keys: besides common files, skeleton files that are read without one. carried: columns
+  // that are no fields.
+  RowWriter(Columns& columns, bool stores_keys, size_t carried)
       : columns_(columns),
         stores_keys_(kCommon || stores_keys),
         writers_(columns.layout.multi.size()),
         rows_without_(writers_.size()) {
     columns.rows = 0;
     columns.fields.resize(writers_.size());
+    columns.carried.resize(carried);
     for (size_t f = 0; f < writers_.size(); ++f) {
       const bool weighted = columns.layout.weighted[f];
       writers_[f] = {nullptr,
@@ -133,6 +135,7 @@ class RowWriter {
       columns_.click.reserve(capacity, rows);
       columns_.conversion.reserve(capacity, rows);
       columns_.common_row.reserve(capacity, rows);
+      for (Buffer<uint64_t>& each : columns_.carried) each.reserve(capacity, rows);
     }
     if (stores_keys_) columns_.key.reserve(capacity, rows);
     for (size_t f = 0; f < writers_.size(); ++f) {

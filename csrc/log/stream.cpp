@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <stdexcept>
 
 namespace esmm_fast::logs {
@@ -131,6 +132,18 @@ void LogStream::fill(Block& block, std::vector<IdCounter>& counters) {
   grammar.keys = discovers_ ? nullptr : keys_.get();
   grammar.skip_bad_lines = options_.skip_bad_lines;
   grammar.keep_rejects = options_.keep_rejects;
+  grammar.own = options_.own.get();
+  if (options_.spelling) {
+    Text& text = block.chunk.text;
+    const size_t size = text.end - text.begin;
+    block.translated.reserve(size + kTextPadding, 0);
+    char* to = block.translated.data();
+    options_.spelling->to_usual(text.begin, size, to);
+    std::memset(to + size, 0, kTextPadding);
+    text.begin = to;
+    text.end = to + size;
+    text.spelling = options_.spelling.get();
+  }
   tokenize(block.chunk.text, grammar, columns, block.report);
   {
     std::lock_guard lock(mutex_);
@@ -217,8 +230,13 @@ bool LogStream::settle(Block& block) {
   const char* text = block.chunk.text.begin;
   std::sort(block.report.rejects.begin(), block.report.rejects.end(),
             [](const Rejected& a, const Rejected& b) { return a.begin < b.begin; });
-  for (const Rejected& line : block.report.rejects)
-    block.rejects.append(text + line.begin, text + line.end);
+  for (const Rejected& line : block.report.rejects) {
+    if (options_.spelling) {
+      options_.spelling->append_own(text + line.begin, text + line.end, block.rejects);
+    } else {
+      block.rejects.append(text + line.begin, text + line.end);
+    }
+  }
 
   for (size_t a = 0; a < kAnomalies; ++a) {
     Tally tally = report.anomalies[a];

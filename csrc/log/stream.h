@@ -19,6 +19,7 @@
 #include "log/chunks.h"
 #include "log/counts.h"
 #include "log/key_map.h"
+#include "log/own_columns.h"
 #include "log/tokenize.h"
 
 namespace esmm_fast::logs {
@@ -31,7 +32,9 @@ struct StreamOptions {
   size_t chunk_bytes = size_t{8} << 20;
   bool skip_bad_lines = false;
   bool keep_rejects = false;
-  bool count_ids = true;  // for counts()
+  bool count_ids = true;                     // for counts()
+  std::shared_ptr<const OwnColumns> own;     // null: the usual columns
+  std::shared_ptr<const Spelling> spelling;  // null: the usual separators
 };
 
 // The rows of one chunk.
@@ -42,6 +45,7 @@ struct Block {
   std::vector<uint64_t> hashes;   // [rows] common files: row_hash
   std::vector<uint32_t> dropped;  // rows that are not to be stored: repeated common rows, ascending
   std::string rejects;            // the skipped lines, if they are kept
+  Buffer<char> translated;        // the text with the usual separators, where the file has others
   std::exception_ptr failure;
 };
 

@@ -14,6 +14,7 @@
 
 #include "log/failure.h"
 #include "log/numbers.h"
+#include "log/own_columns.h"
 #include "log/row_writer.h"
 #include "log/separators.h"
 
@@ -29,7 +30,7 @@ class Tokenizer {
         names_(*grammar.names),
         columns_(columns),
         report_(report),
-        rows_(columns, !grammar.keys),
+        rows_(columns, !grammar.keys, grammar.own && !kCommon ? grammar.own->carried() : 0),
         separators_(text.begin, text.end - text.begin),
         needed_(columns.layout) {}
 
@@ -45,7 +46,7 @@ class Tokenizer {
         continue;
       }
       rows_.open();
-      p = kCommon ? common_line(p) : skeleton_line(p);
+      p = grammar_.own ? own_line(p) : kCommon ? common_line(p) : skeleton_line(p);
       if (p && widen_) {
         columns_.layout.widen(needed_);
         return false;
@@ -99,10 +100,11 @@ class Tokenizer {
       report_.conversions += click && conversion;
       if (conversion && !click) note(Anomaly::kConversionsWithoutClick, line);
     }
+    if (contradicts_) note(Anomaly::kConversionsWithoutClick, contradicts_);
     if (crlf_) note(Anomaly::kCrlf, crlf_);
     if (trailing_) note(Anomaly::kTrailingSeparators, trailing_);
     if (empty_list_) note(Anomaly::kEmptyLists, empty_list_);
-    crlf_ = trailing_ = empty_list_ = nullptr;
+    crlf_ = trailing_ = empty_list_ = contradicts_ = nullptr;
   }
 
   // Takes back what a bad line has written.
@@ -110,7 +112,7 @@ class Tokenizer {
     rows_.drop();
     if (widen_) needed_ = columns_.layout;
     widen_ = false;
-    crlf_ = trailing_ = empty_list_ = nullptr;
+    crlf_ = trailing_ = empty_list_ = contradicts_ = nullptr;
   }
 
   // ---- Lines: each returns the byte behind the line's '\n', or null with failure_ set.
@@ -164,6 +166,14 @@ class Tokenizer {
     return features(p);
   }
 
+  const char* own_line(const char* p) {
+    OwnLine line;
+    if (!(p = grammar_.own->read(p, kCommon, grammar_.keys, line, columns_, failure_)))
+      return nullptr;
+    contradicts_ = line.contradicts;
+    return counted_list(p, line.counted_at, line.announced);
+  }
+
   const char* label(const char* p, const char* text, const char* expected, uint8_t& out) {
     if (*p != '0' && *p != '1') return fail(Reason::kBadLabel, text, p, p, expected);
     if (p[1] != ',') return fail(Reason::kBadLabel, text, p + 1, p, expected);
@@ -198,14 +208,18 @@ class Tokenizer {
     if (error != NumberError::kNone || *p != ',')
       return fail(Reason::kBadFeatureNum, "feature_num is not a decimal number", p, token,
                   "feature_num (digits) and ','");
-    ++p;
+    return counted_list(p + 1, token, announced);
+  }
+
+  // The list of `announced` features (where `token`, not null, says so), and the end of the line.
+  const char* counted_list(const char* p, const char* token, uint64_t announced) {
     uint64_t found = 0;
     if (end_of_line(p)) {
       empty_list_ = p;
     } else if (!(p = list(p, found))) {
       return nullptr;
     }
-    if (found != announced) [[unlikely]] {
+    if (token && found != announced) [[unlikely]] {
       fail(Reason::kFeatureNumMismatch, "feature_num is not the number of features in the list",
            token, token, "");
       failure_.announced = announced;
@@ -379,9 +393,9 @@ class Tokenizer {
   Failure failure_;
   Layout needed_;  // the layout plus what this line needs more, if widen_
   bool widen_ = false;
-  const char *crlf_ = nullptr, *trailing_ = nullptr,
-             *empty_list_ = nullptr;  // anomalies of this line
-  const char* key_text_ = nullptr;    // where the key that key_ and common_row_ belong to was read
+  const char *crlf_ = nullptr, *trailing_ = nullptr, *empty_list_ = nullptr,
+             *contradicts_ = nullptr;  // anomalies of this line
+  const char* key_text_ = nullptr;     // where the key that key_ and common_row_ belong to was read
   uint64_t key_ = 0;
   uint32_t common_row_ = 0;
 };

@@ -14,19 +14,24 @@ namespace esmm_fast::logs {
 
 // Whole lines: end[-1] is '\n', and kTextPadding bytes behind end can be read. Tokens are therefore
 // read without looking at `end`: every one of them stops at '\n'.
+class OwnColumns;
+class Spelling;
+
 struct Text {
   const char* begin = nullptr;
   const char* end = nullptr;
-  bool no_final_newline = false;  // the last '\n' is not in the file
+  bool no_final_newline = false;       // the last '\n' is not in the file
+  const Spelling* spelling = nullptr;  // of the file, where it is not the usual one
 };
 constexpr size_t kTextPadding = 64;
 
 struct Grammar {
   const FieldNames* names = nullptr;
-  bool common = false;           // common file, else skeleton file
-  const KeyMap* keys = nullptr;  // skeleton: the common rows; null: store the keys themselves
-  bool skip_bad_lines = false;   // else the first one ends the work
-  bool keep_rejects = false;     // remember where the skipped lines are
+  bool common = false;              // common file, else skeleton file
+  const KeyMap* keys = nullptr;     // skeleton: the common rows; null: store the keys themselves
+  bool skip_bad_lines = false;      // else the first one ends the work
+  bool keep_rejects = false;        // remember where the skipped lines are
+  const OwnColumns* own = nullptr;  // columns that are not the usual ones
 };
 
 struct Rejected {

@@ -66,14 +66,13 @@ std::tuple<Tensor, Tensor> pooled_embedding_cpu(Tensor weight, Tensor rows, Tens
                                                 std::optional<Tensor> /*queue*/,
                                                 int64_t common_bags, bool mean, bool /*sparse*/) {
   check_weight(weight);
-  expect_vector(rows, ScalarType::Int, -1, "rows");
-  expect_vector(offsets, ScalarType::Int, -1, "offsets");
+  rows = as_int32_inside(rows, weight.size(0), "rows", "the table", "rows");
+  offsets = as_int32_inside(offsets, rows.size(0) + 1, "offsets", "the list", "occurrences");
   if (weights) expect_vector(*weights, weight.scalar_type(), rows.size(0), "weights");
   expect_bounds(offsets, rows.size(0), 0, "offsets", "occurrences");
   const int64_t bags = offsets.size(0) - 1;
   expect(common_bags >= 0 && common_bags <= bags, "common_bags: expected 0 to ", bags,
          ", the number of bags, got ", common_bags);
-  expect_inside(rows, weight.size(0), "rows", "the table", "rows");
   Tensor common = torch::stable::new_empty(weight, {common_bags, weight.size(1)});
   Tensor impression = torch::stable::new_empty(weight, {bags - common_bags, weight.size(1)});
   if (weight.scalar_type() == ScalarType::Double)
@@ -161,6 +160,40 @@ Tensor occurrence_gradients_cpu(Tensor grad_common, Tensor grad_impression, Tens
              : write_occurrence_gradients<float>(gradients, weight, rows);
 }
 
+template <typename T>
+void write_by_occurrence(const Tensor& grad, const Tensor& offsets,
+                         const std::optional<Tensor>& weights, Tensor& out) {
+  const T* from = grad.const_data_ptr<T>();
+  const T* scales = weights ? weights->const_data_ptr<T>() : nullptr;
+  const int32_t* ends = offsets.const_data_ptr<int32_t>();
+  T* to = out.mutable_data_ptr<T>();
+  const int64_t bags = grad.size(0), dim = grad.size(1);
+  const int64_t total = ends[bags] + bags * kRowCost;
+  for_chunks((total + kChunkCost - 1) / kChunkCost, [&](int64_t chunk) {
+    const int64_t begin = first_at_cost(ends, bags, kRowCost, chunk * kChunkCost);
+    const int64_t end = first_at_cost(ends, bags, kRowCost, (chunk + 1) * kChunkCost);
+    if (begin < end) gradient_by_occurrence(from, ends, scales, dim, begin, end, to);
+  });
+}
+
+Tensor by_occurrence_cpu(Tensor grad, Tensor offsets, std::optional<Tensor> weights,
+                         int64_t occurrences) {
+  expect(grad.dim() == 2 && grad.is_contiguous(), "grad: expected a contiguous [bags, D], got ",
+         shape_of(grad));
+  expect_float(grad, "grad");
+  offsets = as_int32_inside(offsets, occurrences + 1, "offsets", "the list", "occurrences");
+  expect(offsets.size(0) == grad.size(0) + 1, "offsets: expected shape [", grad.size(0) + 1,
+         "], got ", shape_of(offsets));
+  expect_bounds(offsets, occurrences, 0, "offsets", "occurrences");
+  if (weights) expect_vector(*weights, grad.scalar_type(), occurrences, "weights");
+  Tensor out = torch::stable::new_empty(grad, {occurrences, grad.size(1)});
+  if (grad.scalar_type() == ScalarType::Double)
+    write_by_occurrence<double>(grad, offsets, weights, out);
+  else
+    write_by_occurrence<float>(grad, offsets, weights, out);
+  return out;
+}
+
 }  // namespace
 }  // namespace esmm_fast
 
@@ -168,5 +201,6 @@ STABLE_TORCH_LIBRARY_IMPL(esmm_fast, CPU, m) {
   m.impl("pooled_embedding", TORCH_BOX(&esmm_fast::pooled_embedding_cpu));
   m.impl("pooled_embedding_row_gradients", TORCH_BOX(&esmm_fast::row_gradients_cpu));
   m.impl("pooled_embedding_squared_norm", TORCH_BOX(&esmm_fast::squared_norm_cpu));
+  m.impl("pooled_embedding_by_occurrence", TORCH_BOX(&esmm_fast::by_occurrence_cpu));
   m.impl("pooled_embedding_weights_gradient", TORCH_BOX(&esmm_fast::occurrence_gradients_cpu));
 }

@@ -2,12 +2,11 @@
 // tensors' device.
 #include "kernels/product_loss_cuda.h"
 
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
 
+#include "ops/cuda_call.h"
 #include "ops/product_loss_arguments.h"
 
 namespace esmm_fast {
@@ -18,11 +17,7 @@ using torch::stable::Tensor;
 
 template <typename T>
 std::tuple<Tensor, Tensor> run(const ProductLossArguments& args) {
-  const int32_t device = args.logits.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-
+  const CudaCall call("product_loss", args.logits);
   const ProductLossGrid grid(args.impressions, args.stages);
   const bool reduced = args.reduction != Reduction::kNone;
   constexpr int64_t kDoublesPerStage = sizeof(ProductLossStage) / sizeof(double);
@@ -32,14 +27,12 @@ std::tuple<Tensor, Tensor> run(const ProductLossArguments& args) {
   Tensor buffer = torch::stable::new_empty(
       args.logits, {grid.blocks + 1 + grid.scratch_count * kDoublesPerStage}, ScalarType::Double);
   double* partials = buffer.mutable_data_ptr<double>();
-  const cudaError_t error = product_loss_cuda<T>(
+  call.launched(product_loss_cuda<T>(
       args.logits.const_data_ptr<T>(), args.labels.const_data_ptr<T>(),
       args.weights ? args.weights->const_data_ptr<T>() : nullptr, args.impressions, args.stages,
       args.reduction == Reduction::kMean ? ProductLossScale::kMean : ProductLossScale::kOne,
       reduced, grid, partials, reinterpret_cast<ProductLossStage*>(partials + grid.blocks + 1),
-      loss.mutable_data_ptr<T>(), grad.mutable_data_ptr<T>(), static_cast<cudaStream_t>(stream));
-  STD_TORCH_CHECK(error == cudaSuccess,
-                  "product_loss could not be launched: ", cudaGetErrorString(error));
+      loss.mutable_data_ptr<T>(), grad.mutable_data_ptr<T>(), call.stream()));
   return {loss, grad};
 }
 

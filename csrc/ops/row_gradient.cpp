@@ -10,22 +10,50 @@ using torch::stable::Tensor;
 
 constexpr int64_t kSearchChunk = 65536;  // elements per task: about 10 us of work
 
-void expect_inside(const Tensor& values, int64_t limit, const char* name, const char* what,
-                   const char* unit) {
-  const int64_t count = values.size(0);
-  const int32_t* data = values.const_data_ptr<int32_t>();
+// The least index that search(begin, end), which returns `end` where it finds none, gives over
+// chunks of [0, count); else count.
+template <typename Search>
+int64_t first_found(int64_t count, const Search& search) {
   std::atomic<int64_t> first{count};
   for_chunks((count + kSearchChunk - 1) / kSearchChunk, [&](int64_t chunk) {
     const int64_t end = std::min((chunk + 1) * kSearchChunk, count);
-    const int64_t bad = first_outside(data, chunk * kSearchChunk, end, limit);
+    const int64_t bad = search(chunk * kSearchChunk, end);
     int64_t known = first;
     while (bad < end && bad < known && !first.compare_exchange_weak(known, bad)) {
     }
   });
-  const int64_t bad = first;
+  return first;
+}
+
+void expect_inside(const Tensor& values, int64_t limit, const char* name, const char* what,
+                   const char* unit) {
+  const int64_t count = values.size(0);
+  const int32_t* data = values.const_data_ptr<int32_t>();
+  const int64_t bad = first_found(
+      count, [=](int64_t begin, int64_t end) { return first_outside(data, begin, end, limit); });
   if (bad < count)
     fail<std::out_of_range>(name, "[", bad, "] = ", data[bad], " is outside ", what, " of ", limit,
                             " ", unit);
+}
+
+Tensor as_int32_inside(const Tensor& values, int64_t limit, const char* name, const char* what,
+                       const char* unit) {
+  if (values.scalar_type() != ScalarType::Long) {
+    expect_vector(values, ScalarType::Int, -1, name);
+    expect_inside(values, limit, name, what, unit);
+    return values;
+  }
+  expect_vector(values, ScalarType::Long, -1, name);
+  const int64_t count = values.size(0);
+  const int64_t* data = values.const_data_ptr<int64_t>();
+  Tensor narrowed = torch::stable::new_empty(values, {count}, ScalarType::Int);
+  int32_t* out = narrowed.mutable_data_ptr<int32_t>();
+  const int64_t bad = first_found(
+      count, [=](int64_t begin, int64_t end) { return narrow(data, begin, end, limit, out); });
+  if (bad < count)
+    fail<std::out_of_range>(name, "[", bad, "] = ", data[bad], " is outside ", what, " of ", limit,
+                            " ", unit);
+  return narrowed;
 }
 
 void expect_bounds(const Tensor& bounds, int64_t last, int64_t step, const char* name,

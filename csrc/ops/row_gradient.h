@@ -34,6 +34,11 @@ struct BagGradients {
 void expect_inside(const torch::stable::Tensor& values, int64_t limit, const char* name,
                    const char* what, const char* unit);
 
+// Returns `values` (int32 or int64, one dimension) as int32, after throwing the first one outside
+// [0, limit) like expect_inside.
+torch::stable::Tensor as_int32_inside(const torch::stable::Tensor& values, int64_t limit,
+                                      const char* name, const char* what, const char* unit);
+
 // Throws unless bounds [count + 1] ascends by at least `step` from 0 to `last`.
 void expect_bounds(const torch::stable::Tensor& bounds, int64_t last, int64_t step,
                    const char* name, const char* what);

@@ -31,12 +31,13 @@ def batch_plan(
 
     Bag i holds the occurrences ``offsets[i] <= n < offsets[i + 1]``; a bag can be empty. The radix
     sort behind it is stable, so the plan is a function of the arguments alone, whatever the number
-    of threads.
+    of threads. On CUDA it waits for the device once: its outputs have as many rows as the batch
+    touches.
 
     Args:
-        rows: [N] int32 or int64 on CPU, the row of each occurrence in the joint row space; below
+        rows: [N] int32 or int64, the row of each occurrence in the joint row space; below
             2^31 - 1.
-        offsets: [bags + 1] int32 or int64 on CPU, ascending from 0 to N.
+        offsets: [bags + 1] int32 or int64 on the device of `rows`, ascending from 0 to N.
         weights: [N] float32, the factor of each occurrence, or None (all 1). Passed on as it is.
         num_rows: Rows of all tables together; None takes any row.
 
@@ -45,9 +46,9 @@ def batch_plan(
         copied.
 
     Raises:
-        RuntimeError: ``rows[17] = 400012 is outside the table of 400000 rows``; offsets that do not
-            begin with 0, descend or do not end at N; a wrong dtype or shape.
-        ValueError: `weights` of another length or dtype.
+        IndexError: ``rows[17] = 400012 is outside the table of 400000 rows``.
+        ValueError: Offsets that do not begin with 0, descend or do not end at N; a wrong dtype or
+            shape; `weights` of another length or dtype.
 
     Equivalent to `esmm_fast.reference.batch_plan`.
 

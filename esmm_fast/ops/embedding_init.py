@@ -23,7 +23,8 @@ def embedding_init(
 ) -> None:
     """Fills `weight` with N(0, std^2); a row depends on (key, its feature id) alone.
 
-    The same bits on every machine, for any order or number of rows and any number of threads.
+    The same bits on every machine, CPU or CUDA, for any order or number of rows and any number of
+    threads.
 
     Args:
         weight: [R, D] float32 or float64.

@@ -16,7 +16,13 @@ def _(table: Tensor, *args: Any) -> None:
     return None
 
 
+@torch.library.register_fake("esmm_fast::embedding_update_by_tensor")
+def _(table: Tensor, *args: Any) -> None:
+    return None
+
+
 bumps_version("embedding_update")
+bumps_version("embedding_update_by_tensor")
 
 
 def embedding_update(
@@ -47,7 +53,10 @@ def embedding_update(
         w = (1 - decay) w - step_size m / (sqrt(v) + eps)
 
     Each row is owned by one thread: the same bits for any number of threads. Arguments are checked
-    before the first row is written.
+    before the first row is written; on CUDA their indices are checked by the kernels, which leave
+    a bad one out and let the next call on CUDA raise the IndexError (this call, where the
+    environment has ESMM_FAST_CUDA_CHECK=1). There a touched row without an occurrence stays as it
+    is.
 
     Args:
         table: [R, stride] float32 or float64, contiguous.

@@ -48,6 +48,11 @@ def _(grad_common: Tensor, *args: Any) -> Tensor:
     return grad_common.new_empty((), dtype=torch.float64)
 
 
+@torch.library.register_fake("esmm_fast::pooled_embedding_by_occurrence")
+def _(grad: Tensor, offsets: Tensor, weights: Tensor | None, occurrences: int) -> Tensor:
+    return grad.new_empty(occurrences, grad.shape[1])
+
+
 @torch.library.register_fake("esmm_fast::pooled_embedding_weights_gradient")
 def _(
     grad_common: Tensor,
@@ -131,7 +136,7 @@ def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
     raise NotImplementedError("pooled_embedding: second derivatives are not implemented")
 
 
-for _gradient in ("row_gradients", "weights_gradient"):
+for _gradient in ("row_gradients", "weights_gradient", "by_occurrence"):
     torch.library.register_autograd(
         f"esmm_fast::pooled_embedding_{_gradient}", _no_second_derivative
     )
@@ -152,7 +157,9 @@ def pooled_embedding(
     ``index_add(zeros, bag_of_occurrence, weight[rows] * weights[:, None])``, cut at `common_bags`.
 
     The gradient of a touched row is summed by one thread in the order of its occurrences (in blocks
-    of 512 where it has more), so it has the same bits for any number of threads.
+    of 512 where it has more), so it has the same bits for any number of threads. On CUDA it has the
+    same bits from run to run; there a row outside the table counts as zeros, and the next call on
+    CUDA raises the IndexError (this call, where the environment has ESMM_FAST_CUDA_CHECK=1).
 
     Args:
         weight: [R, D] float32 or float64, 1 <= D <= 256. Rows may lie at any stride; their elements
@@ -194,3 +201,79 @@ def pooled_embedding(
         mean,
         sparse,
     )
+
+
+class _EmbeddingBag(torch.autograd.Function):
+    """Bags without a plan: what the backward pass needs of one, it makes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        rows: Tensor,
+        offsets: Tensor,
+        weights: Tensor | None,
+        mean: bool,
+        sparse: bool,
+    ) -> Tensor:
+        # weight only where it is read, as above
+        ctx.save_for_backward(weight if ctx.needs_input_grad[3] else None, rows, offsets, weights)
+        ctx.mean, ctx.sparse, ctx.shape = mean, sparse, weight.shape
+        none = rows.new_empty(0, dtype=torch.int32)  # of the plan: the forward pass reads none
+        _, out = _ops.pooled_embedding(
+            weight, rows, offsets, weights, none, none, none, none, None, 0, mean, sparse
+        )
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        weight, rows, offsets, weights = ctx.saved_tensors
+        if ctx.mean:
+            grad = grad / offsets.diff().clamp(min=1).unsqueeze(1)
+        grad = grad.contiguous()
+        grad_weight = grad_weights = None
+        if ctx.needs_input_grad[0] and ctx.sparse:
+            values = _ops.pooled_embedding_by_occurrence(grad, offsets, weights, len(rows))
+            grad_weight = torch.sparse_coo_tensor(
+                rows.unsqueeze(0).long(), values, ctx.shape, check_invariants=False
+            )
+        if (ctx.needs_input_grad[0] and not ctx.sparse) or ctx.needs_input_grad[3]:
+            bags, touched, segments, by_row, _ = _ops.batch_plan(rows, offsets, ctx.shape[0])
+            if ctx.needs_input_grad[0] and not ctx.sparse:
+                values = _ops.pooled_embedding_row_gradients(
+                    grad[:0], grad, weights, bags, segments, by_row
+                )
+                dense = values.new_zeros(ctx.shape)
+                grad_weight = dense.index_copy_(0, touched.long(), values)
+            if ctx.needs_input_grad[3]:
+                grad_weights = _ops.pooled_embedding_weights_gradient(
+                    grad[:0], grad, weight, rows.int(), bags
+                )
+        return grad_weight, None, None, grad_weights, None, None
+
+
+def embedding_bag(
+    weight: Tensor,  # [R, D]
+    rows: Tensor,  # [N] int32 or int64
+    offsets: Tensor,  # [bags + 1] int32 or int64
+    weights: Tensor | None = None,  # [N]
+    *,
+    mean: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """Returns each bag's value-weighted sum (or mean) of rows, [bags, D], without a plan.
+
+    Equivalent to ``torch.nn.functional.embedding_bag`` with ``include_last_offset=True``; so is the
+    gradient of `weight`: dense, or with `sparse` one row per occurrence, not coalesced.
+
+    Raises:
+        IndexError: ``rows[17] = 400012 is outside the table of 400000 rows``.
+        ValueError: As in `pooled_embedding`.
+
+    >>> weight = torch.tensor([[0., 0.], [1., 2.], [10., 20.]])
+    >>> embedding_bag(weight, torch.tensor([1, 2, 2]), torch.tensor([0, 2, 2, 3]))
+    tensor([[11., 22.],
+            [ 0.,  0.],
+            [10., 20.]])
+    """
+    return _EmbeddingBag.apply(weight, rows, offsets, weights, mean, sparse)

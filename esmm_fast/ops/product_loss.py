@@ -28,21 +28,35 @@ def _grad_logits(ctx: Any, grad_loss: Tensor | None) -> Tensor | None:
     return grad_logits * (grad_loss.unsqueeze(1) if grad_loss.dim() else grad_loss)
 
 
+def _is_one(grad_loss: Tensor) -> bool:
+    """Whether this is known to be 1: not on CUDA, where looking waits, nor while tracing."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or type(grad_loss) is not Tensor:
+        return False
+    return grad_loss.is_cpu and grad_loss.dim() == 0 and grad_loss.item() == 1
+
+
+_op = torch.ops.esmm_fast.product_loss.default
+
+
 class _ProductLoss(torch.autograd.Function):
-    """What `product_loss` calls: 5 us less per step than the autograd registered below."""
+    """What `product_loss` calls: 10 us less per step than the autograd registered below."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, labels: Tensor, weights: Tensor | None, reduction: int
     ) -> Tensor:
-        loss, grad_logits = torch.ops.esmm_fast.product_loss.default(
-            logits, labels, weights, reduction
-        )
+        if torch.compiler.is_compiling():
+            loss, grad_logits = _op(logits, labels, weights, reduction)
+        else:
+            with torch._C._AutoDispatchBelowAutograd():  # 4 us less
+                loss, grad_logits = _op(logits, labels, weights, reduction)
         ctx.save_for_backward(grad_logits)
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> Any:
+        if _is_one(grad_loss):  # as in loss.backward(): a quarter of the time at B = 65536
+            return ctx.saved_tensors[0], None, None, None
         return _grad_logits(ctx, grad_loss), None, None, None
 
 
@@ -107,8 +121,8 @@ def product_loss(
 
     >>> logits = torch.zeros(1, 2, requires_grad=True)  # pCTR = 1/2, pCTCVR = 1/4
     >>> loss = product_loss(logits, torch.tensor([[1.0, 0.0]]))
-    >>> loss.item()  # -log(1/2) - log(3/4)
-    0.9808292388916016
+    >>> f"{loss.item():.5f}"  # -log(1/2) - log(3/4)
+    '0.98083'
     >>> loss.backward()
     >>> logits.grad  # -1/2 + 1/6, 1/6
     tensor([[-0.3333,  0.1667]])

@@ -18,7 +18,8 @@ def row_gradients(gradient: KeptGradient) -> Tensor:
     if gradient.weights is not None:
         by_occurrence = by_occurrence * gradient.weights.unsqueeze(1)
     touched = gradient.touched_rows.numel()
-    segment = torch.repeat_interleave(torch.arange(touched), gradient.segment_ptr.diff())
+    numbers = torch.arange(touched, device=by_bag.device)
+    segment = torch.repeat_interleave(numbers, gradient.segment_ptr.diff())
     return by_bag.new_zeros(touched, by_bag.shape[1]).index_add(
         0, segment, by_occurrence[gradient.occurrence_by_row.long()]
     )
