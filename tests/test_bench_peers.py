@@ -1,4 +1,4 @@
-"""The loaders in other tools find what `prepare` finds: what bench/parse.py compares is one work."""
+"""The loaders in other tools find what `prepare` finds: bench/parse.py compares one work."""
 
 from pathlib import Path
 
