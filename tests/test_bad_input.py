@@ -1,4 +1,4 @@
-"""Bad input and surroundings: clear errors, nothing half-finished, whatever the thread count."""
+"""Bad input and bad surroundings: one clear error for any thread count, nothing half-finished."""
 
 import json
 import os

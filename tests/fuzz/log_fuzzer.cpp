@@ -103,6 +103,27 @@ Fast tokenized(const std::string& text, const Grammar& grammar, const Layout& la
   return fast;
 }
 
+// The usual columns described as a log's own: the same lines are good, and hold the same.
+void check_own_columns(const std::string& text, Grammar grammar, const Layout& layout,
+                       const Fast& usual) {
+  static const OwnColumns own({{ColumnKind::kSampleId, "sample_id"},
+                               {ColumnKind::kLabel, "click"},
+                               {ColumnKind::kLabel, "conversion"},
+                               {ColumnKind::kKey, "key"},
+                               {ColumnKind::kFeatureNum, "feature_num"}},
+                              true, KeyKind::kHex);
+  grammar.own = &own;
+  grammar.skip_bad_lines = grammar.keep_rejects = true;
+  const Fast found = tokenized(text, grammar, layout);
+  const std::vector<std::string>& fields = grammar.common ? kCommonFields : kSkeletonFields;
+  std::vector<slow::Row> rows, own_rows;
+  add_rows(usual.columns, grammar.common, fields, {}, rows);
+  add_rows(found.columns, grammar.common, fields, {}, own_rows);
+  for (slow::Row& row : rows) row.conversion = row.click && row.conversion;  // as stages are stored
+  require(own_rows == rows, "own columns hold the same");
+  require(found.report.rejects.size() == usual.report.rejects.size(), "as many lines are skipped");
+}
+
 // The columns as lines of the log.
 std::string dumped(const Columns& columns, bool common, const std::vector<std::string>& fields) {
   std::vector<uint32_t> own(columns.rows);
@@ -300,6 +321,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<slow::Row> rows_again;
   add_rows(again.columns, common, fields, {}, rows_again);
   require(rows_again == rows, "a dump holds what was read");
+
+  check_own_columns(text, grammar, layout_of(common, narrow), fast);
 
 #ifdef ESMM_FUZZ_STREAM
   check_streams(original, common, narrow, data[1]);
