@@ -173,7 +173,10 @@ class _HashedFile:
         self._checksum.update(view)
         self._bytes += len(view)
         while view:
-            view = view[self._file.write(view) :]
+            try:
+                view = view[self._file.write(view) :]
+            except OSError as error:  # names the file, as the error of a raw write does not
+                raise OSError(error.errno, error.strerror, self._file.name) from None
         return len(view)
 
     def tell(self) -> int:
