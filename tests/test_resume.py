@@ -48,7 +48,7 @@ def parameters(run: Path) -> dict[str, dict[str, torch.Tensor]]:
 
 def step_saved(folder: Path) -> int:
     """Returns the step of the newest checkpoint in a folder, 0 where there is none."""
-    return max((int(path.name[5:]) for path in folder.glob("step-*")), default=0)
+    return max((int(path.name[5:].partition(".")[0]) for path in folder.glob("step-*")), default=0)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
