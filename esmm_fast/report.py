@@ -261,7 +261,7 @@ def _steps_note(results: dict[str, Any], methods: dict[str, Any]) -> str | None:
         "Optimizer steps: "
         + ", ".join(f"{title} {count:,}" for title, count in steps.items())
         + ". A method that is trained on clicked impressions alone takes fewer steps in an epoch, "
-        "so a part of the difference is less training rather than selection bias."
+        "so a part of a difference may come of the number of steps, not of selection bias."
     )
 
 
