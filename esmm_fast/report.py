@@ -49,6 +49,14 @@ SPACES = (
 """Task, score, label and space of each number, as the page explains them."""
 
 
+ONE_REPEAT_NOTE = (
+    "One repeat: on a log of quickstart's size the mean prediction of a training moves by a factor "
+    "of 1.5 to 2 between seeds, so these bars are one draw; more repeats show how far a method is "
+    "off."
+)
+"""What stands beside means of a single training."""
+
+
 def write(results: Mapping[str, Any], path: str | Path) -> Path:
     """Writes the report of results of `experiment.compare` or `runs.train`; returns its path."""
     path = Path(path)
@@ -109,6 +117,7 @@ def _comparison(results: dict[str, Any]) -> dict[str, Any]:
         "noise": _noise(methods),
         "own_note": _own_note(results, methods),
         "steps_note": _steps_note(results, methods),
+        "one_repeat_note": ONE_REPEAT_NOTE,
         "figures": figures,
         "colours": plots.colours(methods),
         "methods": methods,
