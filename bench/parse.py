@@ -148,6 +148,12 @@ def run(options: argparse.Namespace) -> Sequence[harness.Comparison]:
     return found
 
 
+def test_parse(benchmark, tmp_path):
+    synth(tmp_path / "log", 2_000, 1, seed=0)
+    one = beside_newlines(tmp_path / "log", tmp_path / "dataset", threads=2, rounds=2)[0]
+    harness.record(benchmark, one, "prepare")
+
+
 if __name__ == "__main__":
     harness.main(
         "parse",

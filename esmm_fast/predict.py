@@ -67,7 +67,7 @@ def write_predictions(
     written, waiting = 0, []
     try:
         with (
-            pa.parquet.ParquetWriter(beside, SCHEMA) as writer,
+            pa.parquet.ParquetWriter(beside, SCHEMA, use_dictionary=False) as writer,
             Bar(batches, progress, "predict") as bar,
         ):
             for batch in bar.over():

@@ -174,7 +174,10 @@ class _HashedFile:
         self._bytes += len(view)
         left = view
         while left:
-            left = left[self._file.write(left) :]
+            try:
+                left = left[self._file.write(left) :]
+            except OSError as error:  # names the file, as the error of a raw write does not
+                raise OSError(error.errno, error.strerror, self._file.name) from None
         return len(view)
 
     def tell(self) -> int:

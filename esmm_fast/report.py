@@ -85,7 +85,7 @@ def _comparison(results: dict[str, Any]) -> dict[str, Any]:
     truth = bool(results["truth_known"])
     tasks = {"cvr": "CVR, clicked", "ctcvr": "CTCVR, all"}
     if truth:
-        tasks["truth"] = "pCVR against the truth, all"
+        tasks["truth"] = "pCVR against truth, all"
     compared = {name: m for name, m in methods.items() if m.get("differences")}
     shares = results.get("shares")
     figures = {
@@ -277,7 +277,7 @@ def _steps_note(results: dict[str, Any], methods: dict[str, Any]) -> str | None:
 def _dots_of(results: dict[str, Any]) -> dict[str, str]:
     places = {"CVR, clicked": "metrics.cvr.auc", "CTCVR, all": "metrics.ctcvr.auc"}
     if results["truth_known"]:
-        places["pCVR against the truth, all"] = "metrics.truth.cvr.all.auc"
+        places["pCVR against truth, all"] = "metrics.truth.cvr.all.auc"
     return places
 
 

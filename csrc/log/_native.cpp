@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 #include <stdexcept>
+#include <system_error>
 
 #include "log/dump.h"
 #include "log/newlines.h"
@@ -255,6 +256,14 @@ py::bytes dump_rows(const py::object& sample_id, const py::object& click,
 
 void bind_log(py::module_& m) {
   bind_synth(m);
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const std::system_error& error) {  // what() begins with the file
+      const py::tuple arguments = py::make_tuple(error.code().value(), error.what());
+      PyErr_SetObject(PyExc_OSError, arguments.ptr());
+    }
+  });
   py::class_<KeyMap, std::shared_ptr<KeyMap>>(m, "KeyMap", "Common-row keys to row numbers.")
       .def(py::init<>())
       .def("__len__", &KeyMap::size)

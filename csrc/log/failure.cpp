@@ -33,7 +33,8 @@ std::string got(const Failure& failure, const Text& text) {
     return text.no_final_newline && failure.token + 1 == text.end ? "the end of the file"
                                                                   : "the end of the line";
   const char* end = failure.token;
-  while (!at_line_end(end) && static_cast<unsigned char>(*end) > 3 && *end != ',') ++end;
+  const auto separates = [](char c) { return (c >= 1 && c <= 3) || c == ','; };
+  while (!at_line_end(end) && !separates(*end)) ++end;
   end = std::max(end, std::min(failure.at, failure.token + kQuoted));
   if (end == failure.token) ++end;  // a separator where there should be a token
   const bool cut = end - failure.token > static_cast<ptrdiff_t>(kQuoted);
