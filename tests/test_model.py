@@ -401,7 +401,7 @@ def test_constructor_errors(arguments, error, message):
 
 
 def test_what_is_no_schema_of_esmm():
-    with pytest.raises(TypeError, match="fields: expected a Schema, Fields or .*, got int"):
+    with pytest.raises(TypeError, match=r"fields: expected a Schema, Fields or .*, got int"):
         ESMM(3)
     with pytest.raises(TypeError, match=r"got Reader: its schema is Vocabulary\.from_dataset"):
         ESMM(type("Reader", (), {"schema": SCHEMA})())

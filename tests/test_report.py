@@ -161,9 +161,9 @@ def test_unequal_numbers_of_steps_are_said() -> None:
 
 def test_means_of_one_training_are_called_one_draw() -> None:
     results = results_of()
-    assert "these bars are one draw" in report.render(results)
+    assert "one training is one draw" in report.render(results)
     results["repeats"] = 3
-    assert "these bars are one draw" not in report.render(results)
+    assert "one training is one draw" not in report.render(results)
 
 
 def test_rates_as_published_are_not_called_raised() -> None:
