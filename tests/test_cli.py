@@ -208,7 +208,7 @@ def test_train_then_evaluate(
     assert re.search(r"pCVR against truth +unclicked impressions", shown)
 
     status, _, error = call(capsys, "train", *options, "--out", run)
-    assert status == 1 and error.startswith(f"Error: {run}: expected no run there yet")
+    assert status == 1 and error.startswith(f"Error: {run} exists; expected a new name")
     status, shown, error = call(capsys, "train", "--resume", "--out", run)
     assert status == 0, error
     assert f"continues at step 16 of {run}/checkpoints/step-0000000016" in shown
