@@ -9,6 +9,7 @@ from typing import Any
 
 import harness
 import numpy as np
+import pytest
 import synth_log
 import torch
 
@@ -121,6 +122,11 @@ def run(options: argparse.Namespace) -> Sequence[harness.Comparison]:
         for name in synth_log.GROUPS
         for threads in options.threads
     ]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_batches(benchmark, threads):
+    harness.record(benchmark, comparison("whole groups", threads, rounds=2), "esmm_fast")
 
 
 if __name__ == "__main__":

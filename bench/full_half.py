@@ -43,7 +43,7 @@ print(json.dumps({
     ),
 }))
 """
-# VmHWM is of the new program; ru_maxrss would begin with that of the process it was forked from.
+# VmHWM belongs to the new program; ru_maxrss begins with that of the process that forked it.
 
 
 def disk_rates(folder: Path, megabytes: int = 1024) -> dict[str, float]:

@@ -24,8 +24,11 @@ from esmm_fast.prepare_log import prepare
 from esmm_fast.schema import ALI_CCP
 from esmm_fast.synth import synth
 
-PEER_IMPRESSIONS = {"python": 20_000, "pandas": 20_000}
+PEER_IMPRESSIONS = {"python": 40_000, "pandas": 40_000}
 """Impressions of a slow peer's log; the others read `--peer-impressions`."""
+
+RATES: dict[str, dict[str, float]] = {}
+"""Title -> candidate -> MB of text per second, of the latest comparison."""
 
 
 def tokenise(files: list[Path], threads: int) -> None:
@@ -65,6 +68,7 @@ def compare(
     comparison = harness.compare(title, calls, rounds=rounds, warmup=1, threads=threads)
     rates = ", ".join(f"{name} {size / comparison.median(name):,.1f} MB/s" for name in calls)
     print(f"{title}, threads: {threads}: {rates}", flush=True)
+    RATES[title.split(",")[0]] = {name: size / comparison.median(name) for name in calls}
     return comparison
 
 
@@ -145,7 +149,18 @@ def run(options: argparse.Namespace) -> Sequence[harness.Comparison]:
             found += beside_peers(
                 names, scratch, options.peer_impressions, options.rounds, max(options.threads)
             )
+    if "both files" in RATES:
+        own = RATES["both files"]["prepare"]
+        for name in peers.NAMES:
+            if rates := RATES.get(f"peer {name}"):
+                print(f"prepare on the large log over {name} on its own: {own / rates[name]:.1f} x")
     return found
+
+
+def test_parse(benchmark, tmp_path):
+    synth(tmp_path / "log", 2_000, 1, seed=0)
+    one = beside_newlines(tmp_path / "log", tmp_path / "dataset", threads=2, rounds=2)[0]
+    harness.record(benchmark, one, "prepare")
 
 
 if __name__ == "__main__":

@@ -249,7 +249,7 @@ def at_entire_steps(method: Method) -> Method:
         method,
         name=f"{method.name}-steps",
         family=f"{method.family or method.name}-steps",
-        title=f"{method.title}, ESMM's steps",
+        setting=", ".join(filter(None, (method.setting, "ESMM's steps"))),
         networks=networks,
         instability=f"{method.instability}; many epochs over the same clicks: overfits".lstrip(
             "; "

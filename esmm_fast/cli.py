@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from . import __version__
-from .cli_options import (
-    COUNT,
-    EXISTING,
-    FILE,
-    KEPT,
-    PATH,
-    RATE,
-    settings_options,
-    shard,
-    shares_of,
-)
+from .cli_options import COUNT, settings_options, shard
 from .interruption import Interrupted
 from .printing import (
     echo_impression,
@@ -31,6 +23,14 @@ from .printing import (
     echo_rejected,
     echo_slices,
 )
+from .staging import refuse_existing
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_EXISTING = click.Path(exists=True, path_type=Path)
+_FILE = click.Path(exists=True, allow_dash=True, path_type=Path)
+_PATH = click.Path(path_type=Path)
+_RATE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -45,11 +45,11 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--out", type=PATH, default=Path("quickstart"), show_default=True)
+@click.option("--out", type=_PATH, default=Path("quickstart"), show_default=True)
 @click.option("--impressions", type=COUNT, default=200_000, show_default=True)
 @click.option("--test-impressions", type=COUNT, help="Default: half of --impressions.")
-@click.option("--ctr", type=RATE, default=0.1, show_default=True, help="Published: 0.0389.")
-@click.option("--cvr", type=RATE, default=0.1, show_default=True, help="Published: 0.00535.")
+@click.option("--ctr", type=_RATE, default=0.1, show_default=True, help="Published: 0.0389.")
+@click.option("--cvr", type=_RATE, default=0.1, show_default=True, help="Published: 0.00535.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def quickstart(out: Path, **options: Any) -> None:
     """Run the whole way on a small synthetic log.
@@ -60,16 +60,16 @@ def quickstart(out: Path, **options: Any) -> None:
     """
     from .quickstart import quickstart as run
 
-    path = run(out, **options, progress=_progress(), say=click.echo)
+    path = run(out, **options, progress=True, say=click.echo)
     click.echo(f"\n{path.resolve()}")
 
 
 @cli.command()
-@click.argument("out", type=PATH)
+@click.argument("out", type=_PATH)
 @click.option("--impressions", type=COUNT, required=True, help="Of the training half.")
 @click.option("--test-impressions", type=COUNT, help="Default: as in the public log.")
-@click.option("--ctr", type=RATE, help="Mean P(click). Default: as published, 0.0389.")
-@click.option("--cvr", type=RATE, help="Mean P(conversion | click). Default: 0.00535.")
+@click.option("--ctr", type=_RATE, help="Mean P(click). Default: as published, 0.0389.")
+@click.option("--cvr", type=_RATE, help="Mean P(conversion | click). Default: 0.00535.")
 @click.option("--seed", type=click.IntRange(min=0), required=True)
 @click.option("--threads", type=COUNT, help="Does not change a byte of the result.")
 def synth(out: Path, **options: Any) -> None:
@@ -79,20 +79,31 @@ def synth(out: Path, **options: Any) -> None:
     """
     from .synth import synth as run
 
-    run(out, **_given(options), progress=_progress())
+    run(out, **_given(options), progress=sys.stderr.isatty())
     click.echo(out)
 
 
 @cli.command()
-@click.argument("log", type=EXISTING, nargs=-1)
-@click.option("--skeleton", type=FILE, multiple=True, help="Instead of LOG; repeatable; -: stdin.")
-@click.option("--common", type=FILE, multiple=True, help="Common rows of --skeleton or --table.")
-@click.option("--table", type=EXISTING, multiple=True, help="Parquet, Arrow; needs --schema.")
-@click.option("--out", type=PATH, help="LOG: OUT/train and OUT/test; --skeleton: the dataset.")
-@click.option("--schema", type=EXISTING, help="YAML: the fields and the spelling of your own log.")
+@click.argument("log", type=_EXISTING, nargs=-1)
+@click.option("--skeleton", type=_FILE, multiple=True, help="Instead of LOG; repeatable; -: stdin.")
+@click.option(
+    "--common",
+    type=_FILE,
+    multiple=True,
+    help="Common rows of --skeleton or --table; without it, --skeleton's hold no features.",
+)
+@click.option("--table", type=_EXISTING, multiple=True, help="Parquet, Arrow; needs --schema.")
+@click.option("--out", type=_PATH, help="LOG: OUT/train and OUT/test; --skeleton: the dataset.")
+@click.option("--schema", type=_EXISTING, help="YAML: the fields and the spelling of your own log.")
 @click.option("--threads", type=COUNT)
-@click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
-@click.option("--rejects", type=PATH, help="Receives the lines that --on-error skip leaves out.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="At a bad line: stop, leaving nothing behind, or leave it out and count it by reason.",
+)
+@click.option("--rejects", type=_PATH, help="Receives the lines that --on-error skip leaves out.")
 @click.option("--check", is_flag=True, help="Read everything, list the anomalies, write nothing.")
 @click.option("--shard", callback=shard, help="i/N: only part i of N of each file; see merge.")
 def prepare(
@@ -131,12 +142,14 @@ def prepare(
     halves: Any = result if isinstance(result, dict) else {"": result}
     for half, dataset in () if "shard" in options else halves.items():
         echo_rejected(half, dataset.manifest["rejected"])
+        if skeleton and not options.get("common") and dataset.schema.common:
+            click.echo("no --common was given: the common rows hold no features", err=True)
     click.echo(out)
 
 
 @cli.command()
-@click.argument("shards", type=EXISTING, nargs=-1, required=True, metavar="SHARD...")
-@click.option("--out", type=PATH, required=True, help="The dataset.")
+@click.argument("shards", type=_EXISTING, nargs=-1, required=True, metavar="SHARD...")
+@click.option("--out", type=_PATH, required=True, help="The dataset.")
 def merge(shards: tuple[Path, ...], out: Path) -> None:
     """Join the shards of a log (prepare --shard), all of them, in any order, into its dataset."""
     from .merge_shards import merge_shards
@@ -146,8 +159,8 @@ def merge(shards: tuple[Path, ...], out: Path) -> None:
 
 
 @cli.command()
-@click.argument("dataset", type=EXISTING)
-@click.option("--json", "as_json", is_flag=True)
+@click.argument("dataset", type=_EXISTING)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.option("--verify", is_flag=True, help="Also check the files against their checksums.")
 def info(dataset: Path, as_json: bool, verify: bool) -> None:
     """Say what a dataset, or a shard of one, holds."""
@@ -166,7 +179,7 @@ def info(dataset: Path, as_json: bool, verify: bool) -> None:
 
 
 @cli.command()
-@click.argument("dataset", type=EXISTING)
+@click.argument("dataset", type=_EXISTING)
 @click.option("-n", type=COUNT, default=5, show_default=True)
 def head(dataset: Path, n: int) -> None:
     """Print the first impressions of a dataset."""
@@ -177,8 +190,8 @@ def head(dataset: Path, n: int) -> None:
 
 
 @cli.command()
-@click.argument("dataset", type=EXISTING)
-@click.option("--out", type=PATH, required=True)
+@click.argument("dataset", type=_EXISTING)
+@click.option("--out", type=_PATH, required=True)
 def dump(dataset: Path, out: Path) -> None:
     """Write a dataset as a raw log again."""
     from .dataset import Dataset
@@ -188,11 +201,11 @@ def dump(dataset: Path, out: Path) -> None:
 
 
 @cli.command()
-@click.option("--train", "train_set", type=EXISTING, help="Dataset to train on.")
-@click.option("--valid", type=EXISTING, help="Dataset to evaluate after each epoch.")
-@click.option("--config", "config_file", type=EXISTING, help="YAML; options override it.")
+@click.option("--train", "train_set", type=_EXISTING, help="Dataset to train on.")
+@click.option("--valid", type=_EXISTING, help="Dataset to evaluate after each epoch.")
+@click.option("--config", "config_file", type=_EXISTING, help="YAML; options override it.")
 @click.option("--method", help="esmm (default), ctr, base, aman-10, ...; see `compare`.")
-@click.option("--out", type=PATH, required=True, help="RUN; must not exist without --resume.")
+@click.option("--out", type=_PATH, required=True, help="RUN; must not exist without --resume.")
 @click.option("--resume", is_flag=True, help="Continue RUN, to the same bits; begin it if missing.")
 @click.option("--evaluate-steps", type=COUNT, help="Evaluate within an epoch too.")
 @click.option("--patience", type=COUNT, help="Evaluations without improvement before stopping.")
@@ -215,6 +228,8 @@ def train(
 
     A signal, an error or a kill ends a run that --resume continues.
     """
+    if not resume:
+        refuse_existing(out, " (--resume continues a run)")
     from . import config
 
     given: dict[str, Any] = {"train": _text(train_set), "valid": _text(valid)}
@@ -226,11 +241,11 @@ def train(
         content = config.over(config.saved(out), content)
     if not (given["train"] or content.get("train")):
         raise click.UsageError("expected --train, or a --config with train in it")
-    resolved = config.resolve(config.RunConfig, content, given)
+    resolved = config.resolve(config.RunConfig, content, given, config_file)
 
     from . import report, runs
 
-    results = runs.train(resolved, out, resume=resume, progress=_progress(), say=click.echo)
+    results = runs.train(resolved, out, resume=resume, progress=True, say=click.echo)
     report.write(results, out / "report.html")
     for name, network in results["networks"].items():
         click.echo(
@@ -242,14 +257,22 @@ def train(
     click.echo(out / "report.html")
 
 
+_KEPT = click.option(
+    "--unclicked-kept",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    help="Share of the unclicked impressions that the training set kept: corrects the pCTR.",
+)
+
+
 @cli.command()
-@click.argument("run", type=EXISTING)
-@click.argument("dataset", type=EXISTING)
-@click.option("--truth", type=EXISTING, help="Parquet file with sample_id, pctr and pcvr.")
+@click.argument("run", type=_EXISTING)
+@click.argument("dataset", type=_EXISTING)
+@click.option("--truth", type=_EXISTING, help="Parquet file with sample_id, pctr and pcvr.")
 @click.option("--by", multiple=True, help="Field, for the calibration by feature id; repeatable.")
 @click.option("--top", type=COUNT, default=10, show_default=True, help="Slices shown of each.")
-@KEPT
-@click.option("--json", "as_json", is_flag=True, help="All of it, with all slices.")
+@_KEPT
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: all metrics, all slices.")
 def evaluate(
     run: Path,
     dataset: Path,
@@ -269,9 +292,7 @@ def evaluate(
 
     loaded = Run.load(run)
     known = None if truth is None else Truth.load(truth)
-    result = loaded.evaluate(
-        Dataset(dataset), known, kept=unclicked_kept, by=by, progress=_progress()
-    )
+    result = loaded.evaluate(Dataset(dataset), known, kept=unclicked_kept, by=by, progress=True)
     if as_json:
         echo_json(result)
     else:
@@ -281,34 +302,47 @@ def evaluate(
 
 
 @cli.command()
-@click.argument("run", type=EXISTING)
-@click.argument("dataset", type=EXISTING)
-@click.option("--out", type=PATH, required=True, help="Parquet file; must not exist.")
-@KEPT
+@click.argument("run", type=_EXISTING)
+@click.argument("dataset", type=_EXISTING)
+@click.option("--out", type=_PATH, required=True, help="Parquet file; must not exist.")
+@_KEPT
 def predict(run: Path, dataset: Path, out: Path, unclicked_kept: float) -> None:
     """Write pctr, pcvr and pctcvr of every impression, by sample_id."""
+    refuse_existing(out)
     from .dataset import Dataset
     from .predict import write_predictions
     from .runs import Run
 
     count = write_predictions(
-        Run.load(run), Dataset(dataset), out, kept=unclicked_kept, progress=_progress()
+        Run.load(run), Dataset(dataset), out, kept=unclicked_kept, progress=True
     )
     click.echo(f"{count:,} impressions -> {out}")
 
 
+def _shares(context: click.Context, option: click.Parameter, value: str | None) -> Any:
+    if value is None:
+        return None
+    try:
+        shares = [float(share) for share in value.split(",")]
+    except ValueError:
+        shares = []
+    if not shares or not all(0 < share <= 100 for share in shares):
+        raise click.BadParameter(f"expected percents like 1,20,40,100, got {value!r}")
+    return shares
+
+
 @cli.command()
-@click.option("--train", "train_set", type=EXISTING, required=True, help="Dataset.")
-@click.option("--test", "test_set", type=EXISTING, required=True, help="Dataset.")
+@click.option("--train", "train_set", type=_EXISTING, required=True, help="Dataset.")
+@click.option("--test", "test_set", type=_EXISTING, required=True, help="Dataset.")
 @click.option(
     "--methods", default="base,esmm", show_default=True, help="Names; all: the paper's seven."
 )
 @click.option("--repeats", type=COUNT, default=10, show_default=True)
-@click.option("--truth", type=EXISTING, help="Truth of the test set, where it is synthetic.")
+@click.option("--truth", type=_EXISTING, help="Truth of the test set, where it is synthetic.")
 @click.option("--holdout", type=click.FloatRange(0, 0.5), default=0.0, help="Share, end of train.")
 @click.option("--select", type=click.Choice(["test", "valid"]), default="test", show_default=True)
-@click.option("--train-shares", callback=shares_of, help="Percents of groups, e.g. 1,20,40,100.")
-@click.option("--out", type=PATH, required=True, help="New, or a comparison to go on with.")
+@click.option("--train-shares", callback=_shares, help="Percents of groups, e.g. 1,20,40,100.")
+@click.option("--out", type=_PATH, required=True, help="New, or a comparison to go on with.")
 @settings_options
 def compare(
     train_set: Path,
@@ -340,7 +374,7 @@ def compare(
         "out": out,
         "holdout": holdout,
         "select": select,
-        "progress": _progress(),
+        "progress": True,
         "say": click.echo,
     }
     sets = Dataset(train_set), Dataset(test_set)
@@ -377,6 +411,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption):
+            error = _without_far_guesses(error)
         context = getattr(error, "ctx", None)
         hint = f" ({context.command_path} --help lists what there is)" if context else ""
         click.echo(f"Error: {_one_line(error.format_message())}{hint}", err=True)
@@ -400,6 +436,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
+def _without_far_guesses(error: click.NoSuchOption) -> click.NoSuchOption:
+    near = {option.lstrip("-"): option for option in error.possibilities or ()}
+    found = difflib.get_close_matches(error.option_name.lstrip("-"), near)
+    guesses = [near[name] for name in found]
+    return click.NoSuchOption(error.option_name, error.message, guesses, error.ctx)
+
+
 def _terminate(signal_number: int, frame: object) -> NoReturn:
     sys.exit(128 + signal_number)
 
@@ -416,10 +459,6 @@ def _readable(error: Exception) -> str:
 
 def _one_line(message: object) -> str:
     return " ".join(str(message).split())
-
-
-def _progress() -> bool:
-    return sys.stderr.isatty()
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,50 +1,26 @@
-"""Types and options that several commands share."""
+"""Options apart from their commands: the settings of `train` and `compare`, and --shard."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from .config import Settings
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-EXISTING = click.Path(exists=True, path_type=Path)
-FILE = click.Path(exists=True, allow_dash=True, path_type=Path)
-PATH = click.Path(path_type=Path)
-RATE = click.FloatRange(0, 1, min_open=True, max_open=True)
 COUNT = click.IntRange(min=1)
 
-KEPT = click.option(
-    "--unclicked-kept",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    help="Share of the unclicked impressions that the training set kept: corrects the pCTR.",
-)
 
-
-def widths(context: click.Context, option: click.Parameter, value: str | None) -> Any:
-    """Returns the numbers of --hidden."""
+def _widths(context: click.Context, option: click.Parameter, value: str | None) -> Any:
     if value is None:
         return None
     try:
         return [int(width) for width in value.split(",")]
     except ValueError:
         raise click.BadParameter(f"expected widths like 360,200,80, got {value!r}") from None
-
-
-def shares_of(context: click.Context, option: click.Parameter, value: str | None) -> Any:
-    """Returns the percents of --train-shares."""
-    if value is None:
-        return None
-    try:
-        shares = [float(share) for share in value.split(",")]
-    except ValueError:
-        shares = []
-    if not shares or not all(0 < share <= 100 for share in shares):
-        raise click.BadParameter(f"expected percents like 1,20,40,100, got {value!r}")
-    return shares
 
 
 def shard(context: click.Context, option: click.Parameter, value: str | None) -> Any:
@@ -59,24 +35,35 @@ def shard(context: click.Context, option: click.Parameter, value: str | None) ->
         raise click.BadParameter(str(error)) from None
 
 
+_LABELS = "A conversion without a click: none (and), not trained on (drop), one (raw)."
+_TABLE_OPTIMIZER = "lazy_adam moves the rows that a batch touches, adam all rows in every step."
+
+
 def settings_options(command: Command) -> Command:
     """Adds the options of `config.Settings`; one that is not given leaves its setting alone."""
-    options = [
-        click.option("--epochs", type=COUNT),
-        click.option("--batch-size", type=COUNT),
-        click.option("--lr", type=float, help="Learning rate of tables and towers."),
-        click.option("--dim", type=COUNT, help="Embedding dimension."),
-        click.option("--hidden", callback=widths, help="Hidden layers, e.g. 360,200,80."),
-        click.option("--init-std", type=float),
-        click.option("--min-count", type=COUNT, help="Of a feature id, to get a row of its own."),
-        click.option("--group-limit", type=COUNT, help="Neighbours kept together in shuffling."),
-        click.option("--labels", type=click.Choice(["and", "drop", "raw"])),
-        click.option("--table-optimizer", type=click.Choice(["lazy_adam", "adam"])),
-        click.option("--warmup-steps", type=click.IntRange(min=0)),
-        click.option("--schedule", type=click.Choice(["constant", "linear", "cosine"])),
-        click.option("--final-lr-share", type=click.FloatRange(0, 1)),
-        click.option("--seed", type=click.IntRange(min=0)),
+    whole = click.IntRange(min=0)
+    options: list[tuple[str, Any, str]] = [
+        ("epochs", COUNT, "Passes over the training set."),
+        ("batch_size", COUNT, "Impressions per step."),
+        ("lr", float, "Learning rate of tables and towers."),
+        ("dim", COUNT, "Embedding dimension."),
+        ("hidden", str, "Hidden layers of a tower."),
+        ("init_std", float, "Standard deviation of the tables at the start."),
+        ("min_count", COUNT, "Of a feature id, to get a row of its own."),
+        ("group_limit", COUNT, "Neighbours kept together in shuffling."),
+        ("labels", click.Choice(["and", "drop", "raw"]), _LABELS),
+        ("table_optimizer", click.Choice(["lazy_adam", "adam"]), _TABLE_OPTIMIZER),
+        ("warmup_steps", whole, "Steps over which the learning rate rises."),
+        ("schedule", click.Choice(["constant", "linear", "cosine"]), "Of the learning rate."),
+        ("final_lr_share", click.FloatRange(0, 1), "Share of lr that a schedule ends with."),
+        ("seed", whole, "Of the start and of the order."),
     ]
-    for option in reversed(options):
-        command = option(command)
+    for name, kind, text in reversed(options):
+        default = getattr(Settings(), name)
+        if isinstance(default, tuple):
+            default = ",".join(map(str, default))
+        text += f" Default: {'all' if default is None else default}."
+        callback = _widths if name == "hidden" else None
+        flag = f"--{name.replace('_', '-')}"
+        command = click.option(flag, type=kind, callback=callback, help=text)(command)
     return command

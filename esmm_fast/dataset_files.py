@@ -57,8 +57,12 @@ class HashedFile:
         view = memoryview(data).cast("B")
         self._checksum.update(view)
         self._bytes += len(view)
-        while view:
-            view = view[self._file.write(view) :]
+        left = view
+        while left:
+            try:
+                left = left[self._file.write(left) :]
+            except OSError as error:  # names the file, as the error of a raw write does not
+                raise OSError(error.errno, error.strerror, self._file.name) from None
         return len(view)
 
     def tell(self) -> int:

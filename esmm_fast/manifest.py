@@ -99,6 +99,10 @@ def read_manifest(folder: Path, format: str = FORMAT) -> dict[str, Any]:
             cut.
     """
     path = folder / FILE_NAME
+    if folder.exists() and not folder.is_dir():
+        raise DatasetError(
+            f"{folder} is a file; expected a dataset, the directory that `prepare` made"
+        )
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such directory; expected a dataset (made by `prepare`)")
     if not path.exists():

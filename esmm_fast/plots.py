@@ -144,7 +144,7 @@ def dots(methods: Methods, places: Mapping[str, str]) -> str:
         places: Title of the panel -> place of the metric in a run, an AUC.
     """
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(len(places), 1.1 + 0.42 * len(methods))
+        figure, axes = _figure(len(places), 1.1 + 0.42 * len(methods), sharey=True)
         for axis, (title, place) in zip(axes, places.items(), strict=True):
             for y, (name, colour) in enumerate(colours(methods).items()):
                 values = [v * 100 for v in values_at(methods[name]["runs"], place)]
@@ -223,7 +223,7 @@ def differences(methods: Methods, titles: Mapping[str, str]) -> str:
     """
     known = {name: m for name, m in methods.items() if m.get("differences")}
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _figure(len(titles), 1.1 + 0.42 * len(known))
+        figure, axes = _figure(len(titles), 1.1 + 0.42 * len(known), sharey=True)
         for axis, (task, title) in zip(axes, titles.items(), strict=True):
             axis.axvline(0, color=TRUTH, linewidth=1, dashes=(4, 3))
             for y, name in enumerate(known):

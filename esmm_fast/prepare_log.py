@@ -15,7 +15,7 @@ from .logs import CHUNK_BYTES, LogReader, OnError
 from .progress import Progress
 from .schema import ALI_CCP, Schema
 from .shards import Shard, part_of, write_shard
-from .staging import staged_directory
+from .staging import naming, refuse_existing, staged_directory
 from .tables import TableReader
 
 if TYPE_CHECKING:
@@ -167,9 +167,9 @@ class _Rejects:
         self._partial = self._path.with_name(f".{self._path.name}.partial")
 
     def __enter__(self) -> _Rejects:
-        if self._path.exists():
-            raise FileExistsError(f"rejects: {self._path} exists; expected a new file")
-        self._file = open(self._partial, "wb")
+        refuse_existing(self._path)
+        with naming(self._path):
+            self._file = open(self._partial, "wb")
         return self
 
     def write(self, lines: bytes) -> None:

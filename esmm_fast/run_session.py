@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -33,6 +35,7 @@ class Session:
         begun_here: This process made the run.
 
     Raises:
+        FileExistsError: Another process is training the run.
         ValueError: The checkpoint is of other data.
     """
 
@@ -45,6 +48,7 @@ class Session:
         begun_here: bool,
     ) -> None:
         self.run, self.config, self.say, self.begun_here = run, run_config, say, begun_here
+        self._lock = _locked(run)
         self.facts = {**facts, "machine": _what_bits_depend_on()}
         self.folder = run / "checkpoints"
         self.trainings: dict[str, Training] = {}
@@ -53,13 +57,21 @@ class Session:
         self._saved_at = time.monotonic()
         self._restored: checkpoint.Checkpoint | None = None
         self._states: dict[str, Any] = {}
+        try:
+            self.log = self._restore()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _restore(self) -> RunLog:
+        """Reads the last checkpoint, if there is one; returns the log as it was there."""
         log = None
         if checkpoint.exists(self.folder):
             self._restored = checkpoint.latest(self.folder)
             self._check(self._restored)
             state = self._restored.training()
             self._states, log = state["networks"], state["log"]
-        self.log = RunLog(run, log, tensorboard=run_config.tensorboard)
+        return RunLog(self.run, log, tensorboard=self.config.tensorboard)
 
     @property
     def steps(self) -> int:
@@ -99,6 +111,7 @@ class Session:
         finally:
             self.log.__exit__()
             self.interruption.__exit__()
+            os.close(self._lock)
 
     def _keep_what_there_is(self, error: Exception) -> None:
         if self.begun_here and not self.steps:
@@ -157,6 +170,17 @@ class Session:
         )
         self._saved, self._saved_at = (self.steps, finished), time.monotonic()
         return path
+
+
+def _locked(run: Path) -> int:
+    """Returns a descriptor of the run's directory, which no other process holds until it closes."""
+    descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise FileExistsError(f"{run}: another process is training this run") from None
+    return descriptor
 
 
 def _what_bits_depend_on() -> dict[str, Any]:

@@ -10,8 +10,10 @@
 #include <cstring>
 #include <memory>
 #include <stdexcept>
+#include <system_error>
 #include <tuple>
 
+#include "log/_native_places.h"
 #include "log/dump.h"
 #include "log/newlines.h"
 #include "log/stream.h"
@@ -115,51 +117,6 @@ py::list field_arrays(const std::shared_ptr<Block>& block) {
     arrays.append(py::make_tuple(offsets, valid, ids, values));
   }
   return arrays;
-}
-
-// An array of element(0), element(1), ...
-template <typename T>
-py::array_t<uint64_t> column_of(size_t size, T&& element) {
-  py::array_t<uint64_t> out(size);
-  uint64_t* to = out.mutable_data();
-  for (size_t i = 0; i < size; ++i) to[i] = element(i);
-  return out;
-}
-
-// (line, byte, row hash) of the rows of a block of a common file.
-py::tuple row_places(const Block& block) {
-  const Columns& columns = block.columns;
-  return py::make_tuple(
-      column_of(columns.rows,
-                [&](size_t r) { return block.lines_before + columns.row_line[r] + 1; }),
-      column_of(columns.rows, [&](size_t r) { return block.chunk.offset + columns.row_begin[r]; }),
-      column_of(columns.rows, [&](size_t r) { return block.hashes[r]; }));
-}
-
-// (kind, line, byte, key, byte of the key or none, messages) of a block's findings.
-py::tuple findings(const Block& block) {
-  const std::vector<Finding>& all = block.report.findings;
-  py::list messages;
-  for (const Finding& finding : all) messages.append(py::str(finding.message));
-  const auto column = [&](auto member) {
-    return column_of(all.size(), [&](size_t i) -> uint64_t { return member(all[i]); });
-  };
-  const uint64_t offset = block.chunk.offset;
-  return py::make_tuple(
-      column([](const Finding& f) { return f.kind; }),
-      column([&](const Finding& f) { return block.lines_before + f.place.line + 1; }),
-      column([&](const Finding& f) { return offset + f.place.byte; }),
-      column([](const Finding& f) { return f.key; }), column([&](const Finding& f) {
-        return f.key_byte == Finding::kNoKey ? Finding::kNoKey : offset + f.key_byte;
-      }),
-      messages);
-}
-
-py::tuple key_places(const LogStream& stream) {
-  const std::vector<Place> places = stream.key_places();
-  return py::make_tuple(column_of(places.size(), [&](size_t i) { return places[i].file; }),
-                        column_of(places.size(), [&](size_t i) { return places[i].line; }),
-                        column_of(places.size(), [&](size_t i) { return places[i].byte; }));
 }
 
 py::dict place_dict(const LogStream& stream, const Place& place) {
@@ -303,6 +260,14 @@ py::bytes dump_rows(const py::object& sample_id, const py::object& click,
 
 void bind_log(py::module_& m) {
   bind_synth(m);
+  py::register_local_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) std::rethrow_exception(thrown);
+    } catch (const std::system_error& error) {  // what() begins with the file
+      const py::tuple arguments = py::make_tuple(error.code().value(), error.what());
+      PyErr_SetObject(PyExc_OSError, arguments.ptr());
+    }
+  });
   py::class_<KeyMap, std::shared_ptr<KeyMap>>(m, "KeyMap", "Common-row keys to row numbers.")
       .def(py::init<>())
       .def("__len__", &KeyMap::size)

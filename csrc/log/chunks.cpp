@@ -228,17 +228,22 @@ void ChunkReader::read_stream(Chunk& chunk) {
   if (ended) begin_file(file_ + 1);
 }
 
-std::string ChunkReader::changed_file() const {
+std::optional<Problem> ChunkReader::changed_file() const {
   for (size_t f = 0; f < files_.size(); ++f) {
     const File& file = *files_[f];
     if (file.descriptor < 0) continue;
     const struct stat status = file.now();
-    if (static_cast<uint64_t>(status.st_size) != file.size ||
-        status.st_mtim.tv_sec != file.modified.tv_sec ||
-        status.st_mtim.tv_nsec != file.modified.tv_nsec)
-      return inputs_[f].name;
+    const auto size = static_cast<uint64_t>(status.st_size);
+    if (size == file.size && status.st_mtim.tv_sec == file.modified.tv_sec &&
+        status.st_mtim.tv_nsec == file.modified.tv_nsec)
+      continue;
+    return Problem{
+        Reason::kFile, Place{static_cast<uint32_t>(f), 1, 0},
+        "the file changed while it was read; expected the " + std::to_string(file.size) +
+            " bytes of the start, got " +
+            (size == file.size ? "as many that were written since" : std::to_string(size))};
   }
-  return "";
+  return std::nullopt;
 }
 
 }  // namespace esmm_fast::logs

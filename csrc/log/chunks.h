@@ -4,11 +4,13 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "log/buffer.h"
+#include "log/problems.h"
 #include "log/tokenize.h"
 
 namespace esmm_fast::logs {
@@ -46,9 +48,8 @@ class ChunkReader {
   // joined are the file, and where a regular file is cut depends on chunk_bytes alone.
   bool next(Chunk& chunk);
 
-  // The name of a file that is not what it was when it was opened, or "". Call behind the last
-  // chunk.
-  std::string changed_file() const;
+  // The first file that is not what it was when it was opened, if any. Call behind the last chunk.
+  std::optional<Problem> changed_file() const;
 
   const std::string& name(uint32_t file) const { return inputs_[file].name; }
 

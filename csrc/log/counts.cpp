@@ -7,25 +7,38 @@ namespace esmm_fast::logs {
 
 bool IdCounter::grow(uint64_t id) {
   constexpr uint64_t kPage = 4096;
-  const uint64_t page_begin = id / kPage * kPage;
-  if (page_begin > UINT64_MAX - 2 * kPage)
-    return false;  // page ends below are then safe from overflow
-  uint64_t begin = window_.empty() ? page_begin : std::min(begin_, page_begin);
-  const uint64_t end =
-      window_.empty() ? page_begin + kPage : std::max(begin_ + window_.size(), page_begin + kPage);
-  if (end - begin > std::max<uint64_t>(1 << 16, kSlack * seen_)) return false;
-  if (!window_.empty() && begin < begin_) {
-    // By at least one half, as the vector itself does at its end: descending ids do not copy it
-    // again and again.
-    begin = std::min(begin, begin_ - std::min<uint64_t>(begin_, window_.size() / 2));
-    std::vector<uint32_t> grown(end - begin);
-    std::copy(window_.begin(), window_.end(), grown.begin() + (begin_ - begin));
-    window_.swap(grown);
-  } else {
-    window_.resize(end - begin);
+  const uint64_t page = id / kPage * kPage;
+  if (page > UINT64_MAX - 2 * kPage) return false;  // page ends below are then safe from overflow
+  const uint64_t most = std::max<uint64_t>(1 << 16, kSlack * seen_);
+  uint64_t begin = window_.empty() ? page : std::min(begin_, page);
+  uint64_t end = window_.empty() ? page + kPage : std::max(begin_ + window_.size(), page + kPage);
+  if (end - begin > most) return false;
+  // By one half where there is room: ids that come in order do not move it again and again.
+  const uint64_t half = std::min(window_.size() / 2, most - (end - begin)) / kPage * kPage;
+  if (begin < begin_) {
+    begin -= std::min(begin, half);
+  } else if (end <= UINT64_MAX - half) {
+    end += half;
   }
+  std::vector<uint32_t> grown(end - begin);
+  if (!window_.empty()) std::copy(window_.begin(), window_.end(), grown.begin() + (begin_ - begin));
+  window_.swap(grown);
   begin_ = begin;
+  absorb();
   return true;
+}
+
+void IdCounter::absorb() {
+  if (spilled_) return;  // what a spill put outside can be beyond 32 bits
+  for (auto entry = outside_.begin(); entry != outside_.end();) {
+    const uint64_t at = entry->first - begin_;
+    if (at < window_.size()) {
+      window_[at] += static_cast<uint32_t>(entry->second);
+      entry = outside_.erase(entry);
+    } else {
+      ++entry;
+    }
+  }
 }
 
 void IdCounter::spill() {
@@ -33,6 +46,7 @@ void IdCounter::spill() {
     if (window_[i]) outside_[begin_ + i] += std::exchange(window_[i], 0);
   }
   in_window_ = 0;
+  spilled_ = true;
 }
 
 template <typename Id>

@@ -10,7 +10,7 @@ namespace esmm_fast::logs {
 
 // Ids of a field mostly form one block: a window of the id space is counted in an array, ids
 // outside it in a hash map. The window grows as long as it stays within kSlack counters per
-// occurrence seen, so memory is bounded by the log.
+// occurrence seen, so memory is bounded by the log; it then takes over what was counted outside.
 class IdCounter {
  public:
   // Counts ids[i] for i < size where bit i of `valid` is set; null: all of them.
@@ -26,6 +26,7 @@ class IdCounter {
   static constexpr uint64_t kSlack = 8;
 
   bool grow(uint64_t id);
+  void absorb();
   void spill();
 
   uint64_t begin_ = 0;            // first id of the window
@@ -33,6 +34,7 @@ class IdCounter {
   std::unordered_map<uint64_t, uint64_t> outside_;
   uint64_t seen_ = 0;       // occurrences
   uint64_t in_window_ = 0;  // occurrences since the last spill: below 2^32, so no count overflows
+  bool spilled_ = false;
 };
 
 struct IdCounts {

@@ -33,7 +33,8 @@ std::string got(const Failure& failure, const Text& text) {
     return text.no_final_newline && failure.token + 1 == text.end ? "the end of the file"
                                                                   : "the end of the line";
   const char* end = failure.token;
-  while (!at_line_end(end) && static_cast<unsigned char>(*end) > 3 && *end != ',') ++end;
+  const auto separates = [](char c) { return (c >= 1 && c <= 3) || c == ','; };
+  while (!at_line_end(end) && !separates(*end)) ++end;
   end = std::max(end, std::min(failure.at, failure.token + kQuoted));
   if (end == failure.token) ++end;  // a separator where there should be a token
   const bool cut = end - failure.token > static_cast<ptrdiff_t>(kQuoted);
@@ -113,6 +114,8 @@ std::string message(const Failure& failure, const Text& text, const char* line,
   } else {
     out = std::string(failure.text) + "; expected " + expected + ", got " + got(failure, text);
   }
+  if (failure.reason == Reason::kMissingCommonRow && !at_line_end(failure.at))
+    out += " (is the common file of another log, or of the other half?)";
   if (common ? looks_like_skeleton(line) : looks_like_common(line)) {
     out += common ? " (this is a line of a skeleton file: are the two files swapped?)"
                   : " (this is a line of a common-features file: are the two files swapped?)";

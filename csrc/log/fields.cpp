@@ -61,7 +61,7 @@ FieldNames::FieldNames(std::vector<std::string> names, std::vector<std::string> 
       if (names_[f].size() > kShort) continue;
       const uint64_t key = name_key(names_[f]);
       Entry& place = entries_[key * multiplier_ >> shift_];
-      perfect = place.key == 0;
+      perfect = place.key == kNoName;
       place = {key, static_cast<int>(f)};
     }
     if (perfect) return;

@@ -32,9 +32,11 @@ class FieldNames {
 
   // A name of up to 7 bytes together with its '\x02', as the text's first bytes in a word.
   struct Entry {
-    uint64_t key = 0;  // 0: no name
+    uint64_t key = kNoName;
     int field = 0;
   };
+  // No text has this key: a key's last byte is a separator.
+  static constexpr uint64_t kNoName = ~uint64_t{0};
 
   size_t size() const { return names_.size(); }
   const std::string& operator[](size_t field) const { return names_[field]; }

@@ -178,9 +178,7 @@ LogStream::Step LogStream::next(std::shared_ptr<Block>& block, std::chrono::mill
     const auto found = ready_.find(handed_over_);
     if (found == ready_.end()) {
       lock.unlock();
-      const std::string changed = reader_.changed_file();
-      if (!changed.empty())
-        throw std::runtime_error(changed + ": the file changed while it was read");
+      problem_ = reader_.changed_file();
       return Step::kEnd;
     }
     block = std::move(found->second);

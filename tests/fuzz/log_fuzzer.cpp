@@ -1,8 +1,8 @@
 // Fuzzes the parser of the log: whatever the bytes are, it reads what a slow reader reads, refuses
 // what that refuses, and does so for every cut, every number of threads and every layout.
 //
-//   byte 0: bit 0 common file · bit 1 a layout that must widen · bit 2 blank lines before the text,
-//           so that it crosses a window of Separators
+//   byte 0: bit 0 common file · bit 1 a layout that must widen · bits 2-4 are 1: blank lines before
+//           the text, so that it crosses a window of Separators
 //   byte 1: chunk size of LogStream · the rest: the text
 //
 // With ESMM_FUZZ_STREAM, LogStream reads every text six times as well, as a file and as a stream.
@@ -101,6 +101,27 @@ Fast tokenized(const std::string& text, const Grammar& grammar, const Layout& la
   fast.columns.layout = layout;
   tokenize({padded.data(), padded.data() + text.size(), false}, grammar, fast.columns, fast.report);
   return fast;
+}
+
+// The usual columns described as a log's own: the same lines are good, and hold the same.
+void check_own_columns(const std::string& text, Grammar grammar, const Layout& layout,
+                       const Fast& usual) {
+  static const OwnColumns own({{ColumnKind::kSampleId, "sample_id"},
+                               {ColumnKind::kLabel, "click"},
+                               {ColumnKind::kLabel, "conversion"},
+                               {ColumnKind::kKey, "key"},
+                               {ColumnKind::kFeatureNum, "feature_num"}},
+                              true, KeyKind::kHex);
+  grammar.own = &own;
+  grammar.skip_bad_lines = grammar.keep_rejects = true;
+  const Fast found = tokenized(text, grammar, layout);
+  const std::vector<std::string>& fields = grammar.common ? kCommonFields : kSkeletonFields;
+  std::vector<slow::Row> rows, own_rows;
+  add_rows(usual.columns, grammar.common, fields, {}, rows);
+  add_rows(found.columns, grammar.common, fields, {}, own_rows);
+  for (slow::Row& row : rows) row.conversion = row.click && row.conversion;  // as stages are stored
+  require(own_rows == rows, "own columns hold the same");
+  require(found.report.rejects.size() == usual.report.rejects.size(), "as many lines are skipped");
 }
 
 // The columns as lines of the log.
@@ -263,7 +284,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string original(reinterpret_cast<const char*>(data) + 2, size - 2);
   std::string text = original;
   if (text.empty() || text.back() != '\n') text += '\n';
-  if (data[0] & 4) text.insert(0, 4096 - std::min<size_t>(4096, text.size() / 2), '\n');
+  if ((data[0] & 28) == 4) text.insert(0, 4096 - std::min<size_t>(4096, text.size() / 2), '\n');
   const std::vector<std::string>& fields = common ? kCommonFields : kSkeletonFields;
   static const FieldNames common_names(kCommonFields, kSkeletonFields);
   static const FieldNames skeleton_names(kSkeletonFields, kCommonFields);
@@ -300,6 +321,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::vector<slow::Row> rows_again;
   add_rows(again.columns, common, fields, {}, rows_again);
   require(rows_again == rows, "a dump holds what was read");
+
+  check_own_columns(text, grammar, layout_of(common, narrow), fast);
 
 #ifdef ESMM_FUZZ_STREAM
   check_streams(original, common, narrow, data[1]);
