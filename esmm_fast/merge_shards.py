@@ -271,7 +271,8 @@ class MergedShards:
             "line": line + self._lines_before("impression", file, part),
             "byte": byte,
             "message": f"no common row has this {name}; expected a key of the common files, "
-            f"got {got.get(kind, repr(f'{key:016x}'))}",
+            f"got {got.get(kind, repr(f'{key:016x}'))} "
+            "(is the common file of another log, or of the other half?)",
         }
 
     def _layout_of_the_kept(self) -> Layout:
