@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -300,5 +301,7 @@ def _selected(dataset: LogTables) -> np.ndarray | None:
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+        raise TypeError(f"{name}: expected an int, got {value!r}")
     if value is not None and value < least:
         raise ValueError(f"{name}: expected at least {least}, got {value}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import signal
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from . import __version__
+from .cli_options import COUNT, settings_options
 from .interruption import Interrupted
 from .printing import (
     echo_impression,
@@ -21,6 +23,7 @@ from .printing import (
     echo_rejected,
     echo_slices,
 )
+from .staging import refuse_existing
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -28,7 +31,6 @@ _EXISTING = click.Path(exists=True, path_type=Path)
 _FILE = click.Path(exists=True, allow_dash=True, path_type=Path)
 _PATH = click.Path(path_type=Path)
 _RATE = click.FloatRange(0, 1, min_open=True, max_open=True)
-_COUNT = click.IntRange(min=1)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -44,8 +46,8 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--out", type=_PATH, default=Path("quickstart"), show_default=True)
-@click.option("--impressions", type=_COUNT, default=200_000, show_default=True)
-@click.option("--test-impressions", type=_COUNT, help="Default: half of --impressions.")
+@click.option("--impressions", type=COUNT, default=200_000, show_default=True)
+@click.option("--test-impressions", type=COUNT, help="Default: half of --impressions.")
 @click.option("--ctr", type=_RATE, default=0.1, show_default=True, help="Published: 0.0389.")
 @click.option("--cvr", type=_RATE, default=0.1, show_default=True, help="Published: 0.00535.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -58,18 +60,18 @@ def quickstart(out: Path, **options: Any) -> None:
     """
     from .quickstart import quickstart as run
 
-    path = run(out, **options, progress=_progress(), say=click.echo)
+    path = run(out, **options, progress=True, say=click.echo)
     click.echo(f"\n{path.resolve()}")
 
 
 @cli.command()
 @click.argument("out", type=_PATH)
-@click.option("--impressions", type=_COUNT, required=True, help="Of the training half.")
-@click.option("--test-impressions", type=_COUNT, help="Default: as in the public log.")
+@click.option("--impressions", type=COUNT, required=True, help="Of the training half.")
+@click.option("--test-impressions", type=COUNT, help="Default: as in the public log.")
 @click.option("--ctr", type=_RATE, help="Mean P(click). Default: as published, 0.0389.")
 @click.option("--cvr", type=_RATE, help="Mean P(conversion | click). Default: 0.00535.")
 @click.option("--seed", type=click.IntRange(min=0), required=True)
-@click.option("--threads", type=_COUNT, help="Does not change a byte of the result.")
+@click.option("--threads", type=COUNT, help="Does not change a byte of the result.")
 def synth(out: Path, **options: Any) -> None:
     """Write a synthetic log into OUT.
 
@@ -77,19 +79,30 @@ def synth(out: Path, **options: Any) -> None:
     """
     from .synth import synth as run
 
-    run(out, **_given(options), progress=_progress())
+    run(out, **_given(options), progress=sys.stderr.isatty())
     click.echo(out)
 
 
 @cli.command()
 @click.argument("log", type=_EXISTING, nargs=-1)
 @click.option("--skeleton", type=_FILE, multiple=True, help="Instead of LOG; repeatable; -: stdin.")
-@click.option("--common", type=_FILE, multiple=True, help="Common rows of --skeleton or --table.")
+@click.option(
+    "--common",
+    type=_FILE,
+    multiple=True,
+    help="Common rows of --skeleton or --table; without it, --skeleton's hold no features.",
+)
 @click.option("--table", type=_EXISTING, multiple=True, help="Parquet, Arrow; needs --schema.")
 @click.option("--out", type=_PATH, help="LOG: OUT/train and OUT/test; --skeleton: the dataset.")
 @click.option("--schema", type=_EXISTING, help="YAML: the fields and the spelling of your own log.")
-@click.option("--threads", type=_COUNT)
-@click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
+@click.option("--threads", type=COUNT)
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="At a bad line: stop, leaving nothing behind, or leave it out and count it by reason.",
+)
 @click.option("--rejects", type=_PATH, help="Receives the lines that --on-error skip leaves out.")
 @click.option("--check", is_flag=True, help="Read everything, list the anomalies, write nothing.")
 def prepare(
@@ -127,12 +140,14 @@ def prepare(
         return
     for half, dataset in (result if isinstance(result, dict) else {"": result}).items():
         echo_rejected(half, dataset.manifest["rejected"])
+        if skeleton and not options.get("common") and dataset.schema.common:
+            click.echo("no --common was given: the common rows hold no features", err=True)
     click.echo(out)
 
 
 @cli.command()
 @click.argument("dataset", type=_EXISTING)
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.option("--verify", is_flag=True, help="Also check the files against their checksums.")
 def info(dataset: Path, as_json: bool, verify: bool) -> None:
     """Say what a dataset holds."""
@@ -150,7 +165,7 @@ def info(dataset: Path, as_json: bool, verify: bool) -> None:
 
 @cli.command()
 @click.argument("dataset", type=_EXISTING)
-@click.option("-n", type=_COUNT, default=5, show_default=True)
+@click.option("-n", type=COUNT, default=5, show_default=True)
 def head(dataset: Path, n: int) -> None:
     """Print the first impressions of a dataset."""
     from .dataset import Dataset
@@ -170,38 +185,6 @@ def dump(dataset: Path, out: Path) -> None:
     click.echo(out)
 
 
-def _widths(context: click.Context, option: click.Parameter, value: str | None) -> Any:
-    if value is None:
-        return None
-    try:
-        return [int(width) for width in value.split(",")]
-    except ValueError:
-        raise click.BadParameter(f"expected widths like 360,200,80, got {value!r}") from None
-
-
-def _settings_options(command: Command) -> Command:
-    """Adds the options of `config.Settings`; one that is not given leaves its setting alone."""
-    options = [
-        click.option("--epochs", type=_COUNT),
-        click.option("--batch-size", type=_COUNT),
-        click.option("--lr", type=float, help="Learning rate of tables and towers."),
-        click.option("--dim", type=_COUNT, help="Embedding dimension."),
-        click.option("--hidden", callback=_widths, help="Hidden layers, e.g. 360,200,80."),
-        click.option("--init-std", type=float),
-        click.option("--min-count", type=_COUNT, help="Of a feature id, to get a row of its own."),
-        click.option("--group-limit", type=_COUNT, help="Neighbours kept together in shuffling."),
-        click.option("--labels", type=click.Choice(["and", "drop", "raw"])),
-        click.option("--table-optimizer", type=click.Choice(["lazy_adam", "adam"])),
-        click.option("--warmup-steps", type=click.IntRange(min=0)),
-        click.option("--schedule", type=click.Choice(["constant", "linear", "cosine"])),
-        click.option("--final-lr-share", type=click.FloatRange(0, 1)),
-        click.option("--seed", type=click.IntRange(min=0)),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @cli.command()
 @click.option("--train", "train_set", type=_EXISTING, help="Dataset to train on.")
 @click.option("--valid", type=_EXISTING, help="Dataset to evaluate after each epoch.")
@@ -209,13 +192,13 @@ def _settings_options(command: Command) -> Command:
 @click.option("--method", help="esmm (default), ctr, base, aman-10, ...; see `compare`.")
 @click.option("--out", type=_PATH, required=True, help="RUN; must not exist without --resume.")
 @click.option("--resume", is_flag=True, help="Continue RUN, to the same bits; begin it if missing.")
-@click.option("--evaluate-steps", type=_COUNT, help="Evaluate within an epoch too.")
-@click.option("--patience", type=_COUNT, help="Evaluations without improvement before stopping.")
+@click.option("--evaluate-steps", type=COUNT, help="Evaluate within an epoch too.")
+@click.option("--patience", type=COUNT, help="Evaluations without improvement before stopping.")
 @click.option("--stop-metric", help="What must improve, e.g. cvr.auc. Default: the log loss.")
 @click.option("--checkpoint-minutes", type=click.FloatRange(min=0), help="Default: 10.")
-@click.option("--keep-checkpoints", type=_COUNT, help="Default: 2.")
+@click.option("--keep-checkpoints", type=COUNT, help="Default: 2.")
 @click.option("--tensorboard", is_flag=True, default=None, help="Write RUN/tensorboard too.")
-@_settings_options
+@settings_options
 def train(
     train_set: Path | None,
     valid: Path | None,
@@ -230,6 +213,8 @@ def train(
 
     A signal, an error or a kill ends a run that --resume continues.
     """
+    if not resume:
+        refuse_existing(out, " (--resume continues a run)")
     from . import config
 
     given: dict[str, Any] = {"train": _text(train_set), "valid": _text(valid)}
@@ -241,11 +226,11 @@ def train(
         content = config.over(config.saved(out), content)
     if not (given["train"] or content.get("train")):
         raise click.UsageError("expected --train, or a --config with train in it")
-    resolved = config.resolve(config.RunConfig, content, given)
+    resolved = config.resolve(config.RunConfig, content, given, config_file)
 
     from . import report, runs
 
-    results = runs.train(resolved, out, resume=resume, progress=_progress(), say=click.echo)
+    results = runs.train(resolved, out, resume=resume, progress=True, say=click.echo)
     report.write(results, out / "report.html")
     for name, network in results["networks"].items():
         click.echo(
@@ -270,9 +255,9 @@ _KEPT = click.option(
 @click.argument("dataset", type=_EXISTING)
 @click.option("--truth", type=_EXISTING, help="Parquet file with sample_id, pctr and pcvr.")
 @click.option("--by", multiple=True, help="Field, for the calibration by feature id; repeatable.")
-@click.option("--top", type=_COUNT, default=10, show_default=True, help="Slices shown of each.")
+@click.option("--top", type=COUNT, default=10, show_default=True, help="Slices shown of each.")
 @_KEPT
-@click.option("--json", "as_json", is_flag=True, help="All of it, with all slices.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: all metrics, all slices.")
 def evaluate(
     run: Path,
     dataset: Path,
@@ -292,9 +277,7 @@ def evaluate(
 
     loaded = Run.load(run)
     known = None if truth is None else Truth.load(truth)
-    result = loaded.evaluate(
-        Dataset(dataset), known, kept=unclicked_kept, by=by, progress=_progress()
-    )
+    result = loaded.evaluate(Dataset(dataset), known, kept=unclicked_kept, by=by, progress=True)
     if as_json:
         echo_json(result)
     else:
@@ -310,12 +293,13 @@ def evaluate(
 @_KEPT
 def predict(run: Path, dataset: Path, out: Path, unclicked_kept: float) -> None:
     """Write pctr, pcvr and pctcvr of every impression, by sample_id."""
+    refuse_existing(out)
     from .dataset import Dataset
     from .predict import write_predictions
     from .runs import Run
 
     count = write_predictions(
-        Run.load(run), Dataset(dataset), out, kept=unclicked_kept, progress=_progress()
+        Run.load(run), Dataset(dataset), out, kept=unclicked_kept, progress=True
     )
     click.echo(f"{count:,} impressions -> {out}")
 
@@ -338,13 +322,13 @@ def _shares(context: click.Context, option: click.Parameter, value: str | None) 
 @click.option(
     "--methods", default="base,esmm", show_default=True, help="Names; all: the paper's seven."
 )
-@click.option("--repeats", type=_COUNT, default=10, show_default=True)
+@click.option("--repeats", type=COUNT, default=10, show_default=True)
 @click.option("--truth", type=_EXISTING, help="Truth of the test set, where it is synthetic.")
 @click.option("--holdout", type=click.FloatRange(0, 0.5), default=0.0, help="Share, end of train.")
 @click.option("--select", type=click.Choice(["test", "valid"]), default="test", show_default=True)
 @click.option("--train-shares", callback=_shares, help="Percents of groups, e.g. 1,20,40,100.")
 @click.option("--out", type=_PATH, required=True, help="New, or a comparison to go on with.")
-@_settings_options
+@settings_options
 def compare(
     train_set: Path,
     test_set: Path,
@@ -375,7 +359,7 @@ def compare(
         "out": out,
         "holdout": holdout,
         "select": select,
-        "progress": _progress(),
+        "progress": True,
         "say": click.echo,
     }
     sets = Dataset(train_set), Dataset(test_set)
@@ -412,6 +396,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption):
+            error = _without_far_guesses(error)
         context = getattr(error, "ctx", None)
         hint = f" ({context.command_path} --help lists what there is)" if context else ""
         click.echo(f"Error: {_one_line(error.format_message())}{hint}", err=True)
@@ -435,6 +421,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
+def _without_far_guesses(error: click.NoSuchOption) -> click.NoSuchOption:
+    near = {option.lstrip("-"): option for option in error.possibilities or ()}
+    found = difflib.get_close_matches(error.option_name.lstrip("-"), near)
+    guesses = [near[name] for name in found]
+    return click.NoSuchOption(error.option_name, error.message, guesses, error.ctx)
+
+
 def _terminate(signal_number: int, frame: object) -> NoReturn:
     sys.exit(128 + signal_number)
 
@@ -451,10 +444,6 @@ def _readable(error: Exception) -> str:
 
 def _one_line(message: object) -> str:
     return " ".join(str(message).split())
-
-
-def _progress() -> bool:
-    return sys.stderr.isatty()
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -167,11 +167,15 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def resolve(
-    kind: type[T], content: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+    kind: type[T],
+    content: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    source: str | Path | None = None,
 ) -> T:
     """Returns `kind` made of `content`, with the overrides that are not None, and checked.
 
-    A key of `overrides` can reach into a nested struct with a dot.
+    A key of `overrides` can reach into a nested struct with a dot. `source` is the file that
+    `content` was read from, for messages.
 
     Raises:
         ValueError: Naming the key, what was expected and what came; for an unknown key with the
@@ -182,6 +186,9 @@ def resolve(
     >>> resolve(RunConfig, {"train": "data", "methid": "base"})
     Traceback (most recent call last):
     ValueError: methid: unknown key; did you mean 'method'?
+    >>> resolve(RunConfig, {"train": "data", "lr": 0.1}, source="run.yaml")
+    Traceback (most recent call last):
+    ValueError: run.yaml: lr: unknown key; did you mean 'settings.lr'?
     """
     merged = msgspec.to_builtins(content)
     for key, value in (overrides or {}).items():
@@ -200,7 +207,11 @@ def resolve(
         # Not strict: YAML 1.1 reads 1e-3, without a point, as a string.
         return msgspec.convert(merged, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise ValueError(_explained(kind, str(error))) from error
+        message = _explained(kind, str(error))
+        given = {key for key, value in (overrides or {}).items() if value is not None}
+        of_option = any(key.rpartition(".")[2] in re.split(r"\W+", message) for key in given)
+        where = f"{source}: " if source and not of_option else ""
+        raise ValueError(where + message) from error
 
 
 def saved(run: str | Path) -> dict[str, Any]:
@@ -278,8 +289,14 @@ def _explained(kind: type[msgspec.Struct], message: str) -> str:
         reason += f"; expected one of {', '.join(map(str, get_args(inner)))}"
     if unknown := re.search(r"contains unknown field `(.+)`", reason):
         kind = inner if hasattr(inner, "__struct_fields__") else _structs_in(get_args(inner))
-        names = [field.name for field in msgspec.structs.fields(kind)]
-        near = difflib.get_close_matches(unknown[1], names, n=1, cutoff=0.5)
+        fields = msgspec.structs.fields(kind)
+        names = [field.name for field in fields]
+        near = [
+            f"{field.name}.{unknown[1]}"
+            for field in fields
+            for inner in [_structs_in((field.type,))]
+            if unknown[1] in getattr(inner, "__struct_fields__", ())
+        ] or difflib.get_close_matches(unknown[1], names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(names)}"
         return f"{'.'.join([*keys, unknown[1]])}: unknown key; {hint}"
     return f"{'.'.join(keys)}: {reason}" if keys else reason

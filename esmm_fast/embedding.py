@@ -138,7 +138,7 @@ class EmbeddingTables(nn.Module):
             ValueError: The batch is on another device or has another number of bags than the
                 schema's fields.
             IndexError: A row is outside the tables, e.g. ``rows[17] = 400012 is outside the table
-                of 400000 rows``.
+                of 400000 rows: was the batch made with another vocabulary?``
         """
         plan, impressions = batch.plan, batch.labels.shape[0]
         common_fields, impression_fields = len(self.schema.common), len(self.schema.impression)
@@ -155,9 +155,12 @@ class EmbeddingTables(nn.Module):
                 f"{common_bags + impressions * impression_fields} bags, "
                 f"got {plan.offsets.shape[0] - 1}"
             )
-        common, impression = ops.pooled_embedding(
-            self.weight, plan, common_bags, self.mean, sparse=self.sparse, queue=self._queue
-        )
+        try:
+            common, impression = ops.pooled_embedding(
+                self.weight, plan, common_bags, self.mean, sparse=self.sparse, queue=self._queue
+            )
+        except IndexError as error:
+            raise IndexError(f"{error}: was the batch made with another vocabulary?") from error
         return (
             common.reshape(batch.common, common_fields * self.dim),
             impression.reshape(impressions, impression_fields * self.dim),

@@ -126,12 +126,22 @@ class Truth:
     @staticmethod
     def load(path: str | Path) -> Truth:
         """Returns the truth of a Parquet file with the columns sample_id, pctr and pcvr."""
+        import pyarrow as pa
         import pyarrow.parquet as parquet
 
         names = ["sample_id", "pctr", "pcvr"]
-        if missing := set(names) - set(parquet.read_schema(path).names):
-            raise ValueError(f"{path}: expected columns {names}, got none named {sorted(missing)}")
-        table = parquet.read_table(path, columns=names)
+        if Path(path).is_dir():
+            raise ValueError(f"{path}: expected a Parquet file with {names}, got a directory")
+        try:
+            if missing := set(names) - set(parquet.read_schema(path).names):
+                raise ValueError(
+                    f"{path}: expected columns {names}, got none named {sorted(missing)}"
+                )
+            table = parquet.read_table(path, columns=names)
+        except pa.ArrowInvalid as error:
+            raise ValueError(
+                f"{path}: expected a Parquet file with {names}, got another or a damaged one"
+            ) from error
         ids, pctr, pcvr = (table[name].to_numpy() for name in names)
         return Truth(ids.astype(np.int64), pctr.astype(np.float64), pcvr.astype(np.float64))
 
@@ -154,6 +164,26 @@ class Truth:
             )
         rows = order[at]
         return Truth(self.sample_id[rows], self.pctr[rows], self.pcvr[rows])
+
+    def check_covers(self, dataset: Any) -> None:
+        """Raises ValueError where these are not the impressions of a dataset, each once.
+
+        Of a view, or of a log whose bad lines were skipped, nothing can be said.
+        """
+        if dataset.selection is not None or dataset.manifest["rejected"]:
+            return
+        if len(self.sample_id) != len(dataset):
+            raise ValueError(
+                f"truth: expected one row for each of the {len(dataset)} impressions of "
+                f"{dataset.path}, got {len(self.sample_id)}: "
+                "is it the truth of the other half of the log?"
+            )
+        ids = dataset.impressions["sample_id"].to_numpy().astype(np.int64)
+        if not np.array_equal(np.sort(ids), np.sort(self.sample_id)):
+            raise ValueError(
+                f"truth: expected the sample ids of {dataset.path}, got others: "
+                "is it the truth of this log?"
+            )
 
     def check(self, clicked: NDArray[np.bool_]) -> None:
         """Raises ValueError where clicks [n] cannot have been drawn with these pCTRs.
@@ -181,10 +211,18 @@ def evaluate(
     progress: bool = False,
     after_batch: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Returns the metrics of a model's own predictions; see `task_metrics` and `predict`."""
+    """Returns the metrics of a model's own predictions; see `task_metrics` and `predict`.
+
+    Raises:
+        ValueError: There is nothing to evaluate on.
+    """
     predictions = predict(
         model, batches, progress=progress, description="evaluate", after_batch=after_batch
     )
+    if not len(predictions):
+        raise ValueError(
+            "batches: expected at least one impression, got none (an iterator that is used up?)"
+        )
     return task_metrics(predictions, truth)
 
 

@@ -89,6 +89,8 @@ def compare(
         )
     chosen = resolve(methods)
     check_same_fields(train.schema, test.schema, train.path, test.path)
+    if truth is not None:
+        truth.check_covers(test)
     parts = {"test": test}
     if holdout:
         train, parts["valid"] = split_off_end(train, holdout)

@@ -88,6 +88,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DatasetError: Not a dataset, a newer version, or files that are missing or cut.
     """
     path = folder / FILE_NAME
+    if folder.exists() and not folder.is_dir():
+        raise DatasetError(
+            f"{folder} is a file; expected a dataset, the directory that `prepare` made"
+        )
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such directory; expected a dataset (made by `prepare`)")
     if not path.exists():

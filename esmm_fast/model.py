@@ -277,8 +277,14 @@ class ESMM(EntireSpaceChain):
         feature_ids: dict[str, Any] | None = None,
         towers: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
+        schema = Schema.of(fields)
+        if len(schema.labels) != 2:
+            raise ValueError(
+                f"fields: expected a schema of two labels, got {list(schema.labels)}: "
+                "EntireSpaceChain(schema, stages=[...]) takes any number"
+            )
         super().__init__(
-            fields,
+            schema,
             ("ctr", "cvr"),
             None,
             dim,

@@ -16,6 +16,7 @@ from .evaluation import COLUMNS, Predictions, predict_batch
 from .methods import evaluation_batches
 from .progress import Bar
 from .runs import Run, check_same_fields
+from .staging import naming, refuse_existing
 
 SCHEMA = pa.schema(
     [("sample_id", pa.uint64()), *((name, pa.float32()) for name in COLUMNS)],
@@ -53,15 +54,16 @@ def write_predictions(
         ValueError: The dataset's fields are others.
     """
     out = Path(out)
-    if out.exists():
-        raise FileExistsError(f"{out}: expected nothing there yet, but it exists")
+    refuse_existing(out)
     check_same_fields(run.schema, dataset.schema, run.path, dataset.path)
     trained = run.trained
     batches = evaluation_batches(dataset, run.vocabulary, run.config.settings, run.schema)
     for network in trained.networks.values():
         network.eval()
-    out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    with naming(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
     written, waiting = 0, []
     try:
         with (

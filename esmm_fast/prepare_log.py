@@ -20,7 +20,7 @@ from .manifest import DATA_FILES, schema_to_dict, write_manifest
 from .progress import Progress
 from .record_batches import Layout, arrow_schema, conform
 from .schema import ALI_CCP, Field, Schema, Side
-from .staging import staged_directory
+from .staging import naming, refuse_existing, staged_directory
 from .tables import TableReader
 
 if TYPE_CHECKING:
@@ -172,9 +172,10 @@ class _HashedFile:
         view = memoryview(data).cast("B")
         self._checksum.update(view)
         self._bytes += len(view)
-        while view:
+        left = view
+        while left:
             try:
-                view = view[self._file.write(view) :]
+                left = left[self._file.write(left) :]
             except OSError as error:  # names the file, as the error of a raw write does not
                 raise OSError(error.errno, error.strerror, self._file.name) from None
         return len(view)
@@ -236,9 +237,9 @@ class _Rejects:
         self._partial = self._path.with_name(f".{self._path.name}.partial")
 
     def __enter__(self) -> _Rejects:
-        if self._path.exists():
-            raise FileExistsError(f"rejects: {self._path} exists; expected a new file")
-        self._file = open(self._partial, "wb")
+        refuse_existing(self._path)
+        with naming(self._path):
+            self._file = open(self._partial, "wb")
         return self
 
     def write(self, lines: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import click
@@ -91,6 +92,12 @@ def echo_metrics(result: dict[str, Any]) -> None:
             f"{name:20}{space:24}{100 * metrics['auc']:9.2f}{metrics['log_loss']:10.4f}"
             f"{metrics['calibration']:9.3f}"
         )
+    for name, space, metrics in rows:
+        if math.isnan(metrics["auc"]):
+            count, positives = metrics["impressions"], metrics["positives"]
+            click.echo(
+                f"{name}: no AUC, one class only: {positives:,.0f} positive of {count:,} ({space})"
+            )
 
 
 def echo_slices(field: str, tasks: dict[str, Any], top: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -87,20 +88,45 @@ def _bytes(count: float) -> str:
 class Bar:
     """A bar with the rate in impressions per second and the time left.
 
+    Where standard error is no terminal, a line now and then instead: one for all bars together.
+
     Args:
         batches: What `over` yields. Its end is known where it has `impressions` or a length.
         shown: False draws nothing.
         description: What stands before the bar.
         begun: Impressions of this pass that were seen before.
+        every: Seconds between lines.
+
+    Raises:
+        TypeError: `batches` cannot be iterated over.
     """
 
+    _said = -math.inf
+    """When the last line of any bar was printed, or a bar was begun after a pause."""
+
     def __init__(
-        self, batches: Iterable[Batch], shown: bool, description: str, begun: int = 0
+        self,
+        batches: Iterable[Batch],
+        shown: bool,
+        description: str,
+        begun: int = 0,
+        every: float = 15.0,
     ) -> None:
+        if not isinstance(batches, Iterable):
+            raise TypeError(
+                f"batches: expected an iterable of Batch, got {type(batches).__name__} "
+                "(a Dataset's: dataset.batches(1024, vocabulary=vocabulary))"
+            )
         self.batches = batches
+        drawn = sys.stderr.isatty()
+        self._lines, self._every = shown and not drawn, every
+        self._title, self._began = description, time.monotonic()
+        self._begun = self._done = begun
+        if self._began - Bar._said > 2 * every:
+            Bar._said = self._began
         self.bar: Any = tqdm(
             desc=description,
-            disable=not shown,
+            disable=not (shown and drawn),
             unit=" impressions",
             unit_scale=True,
             dynamic_ncols=True,
@@ -120,10 +146,21 @@ class Bar:
             if self.bar.total is None and isinstance(self.batches, Sized):
                 self.bar.total = len(self.batches) * len(batch.labels)
             yield batch
-        self.bar.total = self.bar.n
+        self.bar.total = self._done
 
     def advance(self, impressions: int, loss: float | None = None) -> None:
         """Moves on; `loss` is shown from then on."""
         if loss is not None and not self.bar.disable:
             self.bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
         self.bar.update(impressions)
+        self._done += impressions
+        now = time.monotonic()
+        if self._lines and now - Bar._said >= self._every:
+            Bar._said = now
+            total = self.bar.total
+            text = f"{self._title}: {self._done:,}"
+            if total:
+                text += f" of {total:,} impressions ({100 * self._done // total} %)"
+            rate = (self._done - self._begun) / (now - self._began)
+            text += f", {rate:,.0f}/s" + ("" if loss is None else f", loss {loss:.4f}")
+            print(text, file=sys.stderr, flush=True)

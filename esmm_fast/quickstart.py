@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def quickstart(
             conversions.
         cvr: Mean p(conversion | click); raised from the published 0.00535.
         seed: Of the log and of the training.
-        progress: Shows bars.
+        progress: Shows bars; where standard error is no terminal, a line now and then.
         say: Receives what is done, line by line.
 
     Raises:
@@ -112,7 +113,7 @@ def quickstart(
         ctr=ctr,
         cvr=cvr,
         seed=seed,
-        progress=progress,
+        progress=progress and sys.stderr.isatty(),
     )
     size = sum(path.stat().st_size for path in (out / "log").iterdir())
     seconds = time.perf_counter() - started
@@ -164,7 +165,26 @@ def text_table(results: dict[str, Any]) -> str:
         f"Test set: {test['impressions']:,} impressions, {test['clicks']:,} clicks, "
         f"{test['conversions']:,} conversions. AUC in percent."
     )
-    return "\n".join([head, names, *rows, "", counts])
+    return "\n".join([head, names, *rows, "", counts, verdict(results["methods"])])
+
+
+def verdict(methods: Mapping[str, Any]) -> str:
+    """Returns what the CVR AUCs of BASE and ESMM say, beside the error of their difference.
+
+    >>> found = {"mean": 0.012, "std": None, "repeats": 1, "test_error": 0.02}
+    >>> verdict({"esmm": {"differences": {"cvr": found}}})
+    'CVR AUC, ESMM minus BASE: +1.20 points, less than its standard error of 2.00: no finding.'
+    """
+    found = methods["esmm"].get("differences", {}).get("cvr", {})
+    error = found.get("test_error")
+    if error is None:
+        return "CVR AUC, ESMM minus BASE: the test set holds too little to say."
+    text = f"CVR AUC, ESMM minus BASE: {100 * found['mean']:+.2f} points, "
+    if abs(found["mean"]) < error:
+        return text + f"less than its standard error of {100 * error:.2f}: no finding."
+    if abs(found["mean"]) < 2 * error:
+        return text + f"less than twice its standard error of {100 * error:.2f}: no finding yet."
+    return text + f"with a standard error of {100 * error:.2f} for the test set; seeds add to it."
 
 
 def _make_room(out: Path) -> None:

@@ -31,7 +31,7 @@ from .run_log import event_writer_class
 from .run_session import Session
 from .samplers import common_rows_of
 from .schema import Schema
-from .staging import staged_directory
+from .staging import refuse_existing, staged_directory
 from .train import History
 from .vocabulary import Vocabulary
 
@@ -77,10 +77,8 @@ def train(
     run_config = _with_whole_paths(run_config)
     if going_on:
         _check_same_config(_saved_config(out), run_config, out)
-    elif out.exists():
-        raise FileExistsError(
-            f"{out}: expected no run there yet, but it exists (--resume continues one)"
-        )
+    else:
+        refuse_existing(out, " (--resume continues a run)")
     method = by_name(run_config.method, TRAINABLE)
     settings = run_config.settings
     dataset = Dataset(run_config.train)
@@ -257,6 +255,8 @@ class Run:
             progress: Shows a bar.
         """
         check_same_fields(self.schema, dataset.schema, self.path, dataset.path)
+        if truth is not None:
+            truth.check_covers(dataset)
         slices = {field: Slices.of(dataset, field) for field in by}
         predictions = self.trained.predict(
             dataset, self.vocabulary, self.config.settings, progress=progress

@@ -150,7 +150,14 @@ class Schema:
             return fields
         if isinstance(fields, Mapping):
             return Schema(tuple(Field(n, multi=True, rows=r) for n, r in fields.items()))
-        return Schema(tuple(fields))
+        given = tuple(fields) if isinstance(fields, Iterable) else (fields,)
+        if other := next((f for f in given if not isinstance(f, Field)), None):
+            hint = ": its schema is Vocabulary.from_dataset(dataset).sized(dataset.schema)"
+            raise TypeError(
+                "fields: expected a Schema, Fields or {name: table rows}, "
+                f"got {type(other).__name__}{hint * hasattr(other, 'schema')}"
+            )
+        return Schema(given)
 
 
 _HISTORY = ("109_14", "110_14", "127_14", "150_14")  # ln(1 + count) of the user's behaviour

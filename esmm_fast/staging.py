@@ -33,25 +33,26 @@ def staged_directory(out: Path, *, replace_empty: bool = False) -> Iterator[Path
         ...     before, Path(folder, "out", "file").read_text()
         (False, 'text')
     """
-    out = Path(os.path.abspath(out))
-    _refuse_existing(out, replace_empty)
+    given, out = out, Path(os.path.abspath(out))
+    refuse_existing(given, replace_empty=replace_empty)
     partial = out.parent / f".{out.name}.partial"
-    created = _make_parents(out.parent)
+    with naming(given):
+        created = _make_parents(out.parent)
     try:
-        partial.mkdir(exist_ok=True)
+        with naming(given):
+            partial.mkdir(exist_ok=True)
         lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise FileExistsError(
-                    f"{out}: another process is writing it (into {partial}); "
-                    "wait for it or choose another name"
+                    f"{given}: another process is writing it; wait for it or choose another name"
                 ) from None
             try:
                 _empty(partial)  # what a killed process left
                 yield partial
-                _refuse_existing(out, replace_empty)
+                refuse_existing(given, replace_empty=replace_empty)
                 partial.rename(out)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -65,14 +66,34 @@ def staged_directory(out: Path, *, replace_empty: bool = False) -> Iterator[Path
         raise
 
 
-def _refuse_existing(out: Path, replace_empty: bool) -> None:
+def refuse_existing(out: Path, hint: str = "", *, replace_empty: bool = False) -> None:
+    """Raises FileExistsError where there is something by the name of what is to be made."""
     if replace_empty and out.is_dir() and not out.is_symlink() and not any(out.iterdir()):
         return  # the renaming replaces it
     if out.exists() or out.is_symlink():
         raise FileExistsError(
             f"{out} exists; expected a new name: nothing is overwritten, "
-            "remove it first or choose another"
+            f"remove it first or choose another{hint}"
         )
+
+
+@contextmanager
+def naming(out: Path) -> Iterator[None]:
+    """Makes an error of the system about a place beside `out` one about `out`.
+
+    Example:
+        >>> with naming(Path("folder/out")):
+        ...     raise PermissionError(13, "Permission denied", "folder/.out.partial")
+        Traceback (most recent call last):
+        PermissionError: folder/out: cannot be made in folder: no permission to write
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        if isinstance(error, PermissionError):
+            reason = "no permission to write"
+        raise type(error)(f"{out}: cannot be made in {out.parent}: {reason}") from error
 
 
 def _make_parents(parent: Path) -> list[Path]:

@@ -324,6 +324,8 @@ def test_a_fork_is_told() -> None:
 def test_errors_of_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         batches_of(tiny_dataset(), **options)
+    with pytest.raises(TypeError, match=r"batch_size: expected an int, got 64\.0"):
+        batches_of(tiny_dataset(), batch_size=64.0)
 
 
 def test_errors_of_datasets() -> None:

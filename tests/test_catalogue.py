@@ -74,7 +74,9 @@ def test_the_loss_is_that_of_the_formula(name: str, synthetic_log: SyntheticLog)
         )
         weights = None
         if family_of(method).startswith("unbias") and network == "cvr":
-            rows = np.searchsorted(train.impressions["sample_id"].to_numpy(), batch.sample_id)
+            rows = np.searchsorted(
+                train.impressions["sample_id"].to_numpy(), batch.sample_id.numpy()
+            )
             of_click = np.cumsum(train.labels()[:, 0] == 1)[rows] - 1
             weights = 1 / np.maximum(pctr[of_click], 0.1 * train.labels()[:, 0].mean())
         assert found == pytest.approx(float(np.average(each, weights=weights)), rel=2e-5)

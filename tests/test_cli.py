@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 import pytest
 
 from esmm_fast import config, quickstart
 from esmm_fast.config import RunConfig
+from esmm_fast.evaluation import Predictions, Truth, task_metrics
+from esmm_fast.printing import echo_metrics
 
 if TYPE_CHECKING:
     from synthetic_log import SyntheticLog
@@ -87,6 +90,7 @@ def test_quickstart_goes_the_whole_way(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
     assert lines[-1] == str(out / "report.html") and Path(lines[-1]).is_file()
+    assert lines[-3].startswith("CVR AUC, ESMM minus BASE: ")
     assert "raised rates: CTR 0.1, CVR 0.1 (published: 0.0389, 0.00535)" in ended.stdout
     assert any(re.match(r"BASE +\d\d\.\d\d", line) for line in lines)
     assert any(re.match(r"ESMM +\d\d\.\d\d", line) for line in lines)
@@ -204,7 +208,7 @@ def test_train_then_evaluate(
     assert re.search(r"pCVR against truth +unclicked impressions", shown)
 
     status, _, error = call(capsys, "train", *options, "--out", run)
-    assert status == 1 and error.startswith(f"Error: {run}: expected no run there yet")
+    assert status == 1 and error.startswith(f"Error: {run} exists; expected a new name")
     status, shown, error = call(capsys, "train", "--resume", "--out", run)
     assert status == 0, error
     assert f"continues at step 16 of {run}/checkpoints/step-0000000016" in shown
@@ -223,7 +227,11 @@ def test_predict_and_calibration_by_slice(
     status, shown, error = call(capsys, "predict", run, test, "--out", out)
     assert (status, shown) == (0, f"1,000 impressions -> {out}\n"), error
     status, _, error = call(capsys, "predict", run, test, "--out", out)
-    assert (status, error) == (1, f"Error: {out}: expected nothing there yet, but it exists\n")
+    assert (status, error) == (
+        1,
+        f"Error: {out} exists; expected a new name: nothing is overwritten, remove it first or "
+        "choose another\n",
+    )
 
     options = ["--by", "121", "--by", "210", "--unclicked-kept", "0.5"]
     status, shown, error = call(capsys, "evaluate", run, test, *options, "--top", 2)
@@ -312,6 +320,8 @@ def test_usage_errors_exit_with_2(capsys: pytest.CaptureFixture[str], tmp_path: 
         assert status == 2 and error.startswith("Error: "), arguments
         assert error.count("\n") == 1 and "--help" in error
     assert "did you mean" in call(capsys, "trian")[2].lower()
+    assert "Did you mean '--batch-size'?" in call(capsys, "train", "--batchsize", 3)[2]
+    assert "did you mean" not in call(capsys, "train", "--bogus")[2].lower()
 
 
 def test_failures_are_one_line_and_debug_adds_the_traceback(
@@ -325,8 +335,94 @@ def test_failures_are_one_line_and_debug_adds_the_traceback(
     (tmp_path / "c.yaml").write_text("train: x\nmethid: base\n")
     options = ["--config", tmp_path / "c.yaml", "--out", tmp_path / "run"]
     status, _, error = call(capsys, "train", *options)
-    assert (status, error) == (1, "Error: methid: unknown key; did you mean 'method'?\n")
+    named = f"Error: {tmp_path / 'c.yaml'}: "
+    assert (status, error) == (1, f"{named}methid: unknown key; did you mean 'method'?\n")
+    (tmp_path / "c.yaml").write_text("train: x\nbatch_size: 64\n")
+    status, _, error = call(capsys, "train", *options)
+    assert error == f"{named}batch_size: unknown key; did you mean 'settings.batch_size'?\n"
+    _, _, error = call(capsys, "train", *options, "--lr", "-1")
+    assert error.startswith(named)  # of the file's key, not of the option
     assert not (tmp_path / "run").exists()
+
+
+def test_an_existing_run_is_refused_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    code = (
+        "import sys; from esmm_fast.cli import main\n"
+        f"try: main(['train', '--train', {str(tmp_path)!r}, '--out', {str(tmp_path)!r}])\n"
+        "except SystemExit as end:\n"
+        "    print('heavy:', sorted({'torch', 'numpy', 'pyarrow'} & set(sys.modules)), end.code)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout == "heavy: [] 1\n"
+    assert f"{tmp_path} exists; " in ended.stderr and "--resume continues" in ended.stderr
+
+
+def test_a_place_that_cannot_be_written_is_named_as_typed(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    synthetic_log: SyntheticLog,
+) -> None:
+    (tmp_path / "file").touch()
+    log = synthetic_log.log
+    for out in (tmp_path / "file" / "out", "/proc/out"):
+        status, _, error = call(capsys, "prepare", log, "--out", out)
+        assert status == 1 and error.startswith(f"Error: {out}: cannot be made in "), error
+        assert ".partial" not in error
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(self: Path, *arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    _, _, error = call(capsys, "prepare", log, "--out", "out")
+    assert error == "Error: out: cannot be made in .: no permission to write\n"
+
+
+def test_help_says_the_defaults_and_what_the_choices_mean(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for command in ("train", "compare"):
+        text = " ".join(call(capsys, command, "--help")[1].split())
+        defaults = config.Settings()
+        assert f"Impressions per step. Default: {defaults.batch_size}." in text
+        assert f"at the start. Default: {defaults.init_std}." in text
+        assert "Default: 360,200,80." in text
+        assert "none (and), not trained on (drop), one (raw)" in text
+
+
+def test_a_log_without_common_rows_is_announced(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, synthetic_log: SyntheticLog
+) -> None:
+    skeleton = synthetic_log.log / "sample_skeleton_test.csv"
+    status, _, error = call(
+        capsys, "prepare", "--skeleton", skeleton, "--out", tmp_path / "without"
+    )
+    assert (status, error) == (0, "no --common was given: the common rows hold no features\n")
+    other = synthetic_log.log / "common_features_train.csv"
+    options = ["--skeleton", skeleton, "--common", other, "--out", tmp_path / "exchanged"]
+    status, _, error = call(capsys, "prepare", *options)
+    assert status == 1
+    assert error.endswith("(is the common file of another log, or of the other half?)\n"), error
+
+
+def test_what_is_not_the_truth_of_a_dataset_is_said(synthetic_log: SyntheticLog) -> None:
+    with pytest.raises(ValueError, match=r"synth\.json: expected a Parquet file with"):
+        Truth.load(synthetic_log.log / "synth.json")
+    truth, test = synthetic_log.truth, synthetic_log.test
+    truth.check_covers(test)
+    with pytest.raises(ValueError, match=r"each of the 1000 impressions .* got 2000: is it the"):
+        Truth.load(synthetic_log.log / "truth_train.parquet").check_covers(test)
+    with pytest.raises(ValueError, match=r"expected the sample ids of .*, got others"):
+        Truth(truth.sample_id + 1, truth.pctr, truth.pcvr).check_covers(test)
+    Truth(truth.sample_id + 1, truth.pctr, truth.pcvr).check_covers(test.select([0, 1]))
+
+
+def test_an_auc_of_one_class_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    one = Predictions(np.zeros((1, 2), np.float32), pctr=np.full(1, 0.5, np.float32))
+    echo_metrics(task_metrics(one))
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "CTR: no AUC, one class only: 0 positive of 1 (all impressions)"
 
 
 def test_an_error_nobody_foresaw_says_its_kind(

@@ -400,6 +400,15 @@ def test_constructor_errors(arguments, error, message):
         EntireSpaceChain(**{"fields": SCHEMA, **arguments})
 
 
+def test_what_is_no_schema_of_esmm():
+    with pytest.raises(TypeError, match=r"fields: expected a Schema, Fields or .*, got int"):
+        ESMM(3)
+    with pytest.raises(TypeError, match=r"got Reader: its schema is Vocabulary\.from_dataset"):
+        ESMM(type("Reader", (), {"schema": SCHEMA})())
+    with pytest.raises(ValueError, match=r"of two labels, got \['a', 'b', 'c'\]: EntireSpaceChain"):
+        ESMM(replace(SCHEMA, labels=("a", "b", "c")))
+
+
 def test_batch_errors():
     model = ESMM(SCHEMA, 4, (6,), dense_features=2)
     with pytest.raises(ValueError, match=r"batch.dense: expected shape \[37, 2\], got None"):

@@ -88,7 +88,7 @@ def test_nothing_half_written(
 ) -> None:
     out = tmp_path / "p.parquet"
     out.write_text("mine")
-    with pytest.raises(FileExistsError, match=r"p\.parquet: expected nothing there yet"):
+    with pytest.raises(FileExistsError, match=r"p\.parquet exists; expected a new"):
         write_predictions(trained, synthetic_log.test, out)
     assert out.read_text() == "mine"
     out.unlink()

@@ -156,7 +156,14 @@ def test_unequal_numbers_of_steps_are_said() -> None:
     results = results_of()
     assert "Optimizer steps:" not in report.render(results)
     results["methods"]["base"]["runs"][0]["networks"]["base"]["steps"] = 2
-    assert "Optimizer steps: BASE 2, ESMM 8." in report.render(results)
+    assert report.render(results).count("Optimizer steps: BASE 2, ESMM 8.") == 2  # at the bias too
+
+
+def test_means_of_one_training_are_called_one_draw() -> None:
+    results = results_of()
+    assert "one training is one draw" in report.render(results)
+    results["repeats"] = 3
+    assert "one training is one draw" not in report.render(results)
 
 
 def test_rates_as_published_are_not_called_raised() -> None:

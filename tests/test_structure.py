@@ -76,6 +76,7 @@ ORDER = [
     "report",
     "quickstart",
     "printing",
+    "cli_options",
     "cli",
 ]
 DATA_SIDE = {"logs", "synth", "dataset", "prepare_log", "batches"}

@@ -114,6 +114,8 @@ std::string message(const Failure& failure, const Text& text, const char* line,
   } else {
     out = std::string(failure.text) + "; expected " + expected + ", got " + got(failure, text);
   }
+  if (failure.reason == Reason::kMissingCommonRow && !at_line_end(failure.at))
+    out += " (is the common file of another log, or of the other half?)";
   if (common ? looks_like_skeleton(line) : looks_like_common(line)) {
     out += common ? " (this is a line of a skeleton file: are the two files swapped?)"
                   : " (this is a line of a common-features file: are the two files swapped?)";

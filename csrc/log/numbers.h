@@ -59,10 +59,12 @@ inline NumberError read_decimal(const char*& p, uint64_t& number) {
   return NumberError::kNone;
 }
 
-// Reads [0-9]+(\.[0-9]+)? of any length, rounded to the nearest float32; p as in read_long_decimal.
+// Reads [0-9]+(\.[0-9]+)? of any length, rounded to the nearest float32, which is 0 for the
+// tiniest; p as in read_long_decimal.
 inline NumberError read_long_value(const char*& p, float& value) {
   const char* begin = p;
-  while (*p >= '0' && *p <= '9') ++p;
+  bool below_1 = true;
+  for (; *p >= '0' && *p <= '9'; ++p) below_1 &= *p == '0';
   if (p == begin) return NumberError::kNotANumber;
   if (*p == '.') {
     const char* fraction = ++p;
@@ -70,7 +72,10 @@ inline NumberError read_long_value(const char*& p, float& value) {
     if (p == fraction) return NumberError::kNotANumber;
   }
   const auto result = std::from_chars(begin, p, value, std::chars_format::fixed);
-  return result.ec == std::errc() ? NumberError::kNone : NumberError::kTooLarge;
+  if (result.ec == std::errc()) return NumberError::kNone;
+  if (!below_1) return NumberError::kTooLarge;
+  value = 0;  // from_chars calls what rounds to 0 out of range, too
+  return NumberError::kNone;
 }
 
 // As read_long_value. Up to 6 digits around a point take the fast way: an integer below 2^24
