@@ -173,7 +173,7 @@ if __name__ == "__main__":
         **{
             "peer-impressions": {
                 "type": int,
-                "default": 200_000,
+                "default": 500_000,
                 "help": "impressions of the peers' log",
             }
         },
