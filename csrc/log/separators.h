@@ -6,6 +6,10 @@
 
 #include "log/buffer.h"
 
+#ifndef ESMM_SEPARATORS_WINDOW  // a fuzzer takes 64, so that short texts cross many windows
+#define ESMM_SEPARATORS_WINDOW 4096
+#endif
+
 namespace esmm_fast::logs {
 
 // The bytes below 0x20 of a text in order: the separators and line ends of a log, and whatever else
@@ -38,7 +42,7 @@ class Separators {
   }
 
  private:
-  static constexpr size_t kWindow = 4096;  // bytes looked at in one go
+  static constexpr size_t kWindow = ESMM_SEPARATORS_WINDOW;  // bytes looked at in one go
 
   void refill();
 

@@ -1,8 +1,7 @@
 // Fuzzes the parser of the log: whatever the bytes are, it reads what a slow reader reads, refuses
 // what that refuses, and does so for every cut, every number of threads and every layout.
 //
-//   byte 0: bit 0 common file · bit 1 a layout that must widen · bits 2-4 are 1: blank lines before
-//           the text, so that it crosses a window of Separators
+//   byte 0: bit 0 common file · bit 1 a layout that must widen
 //   byte 1: chunk size of LogStream · the rest: the text
 //
 // With ESMM_FUZZ_STREAM, LogStream reads every text six times as well, as a file and as a stream.
@@ -284,7 +283,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string original(reinterpret_cast<const char*>(data) + 2, size - 2);
   std::string text = original;
   if (text.empty() || text.back() != '\n') text += '\n';
-  if ((data[0] & 28) == 4) text.insert(0, 4096 - std::min<size_t>(4096, text.size() / 2), '\n');
   const std::vector<std::string>& fields = common ? kCommonFields : kSkeletonFields;
   static const FieldNames common_names(kCommonFields, kSkeletonFields);
   static const FieldNames skeleton_names(kSkeletonFields, kCommonFields);
