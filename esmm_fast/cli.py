@@ -393,7 +393,7 @@ def _command_line() -> str:
     """Returns the command as it was typed."""
     import shlex
 
-    return " ".join(["esmm-fast", *map(shlex.quote, sys.argv[1:])])
+    return shlex.join(["esmm-fast", *(click.get_current_context().find_root().obj or sys.argv[1:])])
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -402,9 +402,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     debug = "--debug" in arguments
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        cli.main(
-            [a for a in arguments if a != "--debug"], prog_name="esmm-fast", standalone_mode=False
-        )
+        given = [a for a in arguments if a != "--debug"]
+        cli.main(list(given), prog_name="esmm-fast", standalone_mode=False, obj=given)
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
