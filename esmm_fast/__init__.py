@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .embedding_bag import EmbeddingBag as EmbeddingBag
     from .log_format import LogFormat as LogFormat
     from .logs import read_log as read_log
+    from .merge_shards import merge_shards as merge_shards
     from .model import ESMM as ESMM
     from .model import EntireSpaceChain as EntireSpaceChain
     from .model import SplitLinear as SplitLinear
@@ -48,6 +49,7 @@ _HOME = {
     "Vocabulary": "vocabulary",
     "evaluate": "train",
     "fit": "train",
+    "merge_shards": "merge_shards",
     "prepare": "prepare_log",
     "product_loss": "ops",
     "read_log": "logs",

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from . import __version__
-from .cli_options import COUNT, settings_options
+from .cli_options import COUNT, settings_options, shard
 from .interruption import Interrupted
 from .printing import (
     echo_impression,
@@ -105,6 +105,7 @@ def synth(out: Path, **options: Any) -> None:
 )
 @click.option("--rejects", type=_PATH, help="Receives the lines that --on-error skip leaves out.")
 @click.option("--check", is_flag=True, help="Read everything, list the anomalies, write nothing.")
+@click.option("--shard", callback=shard, help="i/N: only part i of N of each file; see merge.")
 def prepare(
     log: tuple[Path, ...],
     skeleton: tuple[Path, ...],
@@ -138,10 +139,22 @@ def prepare(
         if bad := sum(e["count"] for report in reports for e in report["errors"].values()):
             raise ValueError(f"{bad:,} bad lines, listed above under errors")
         return
-    for half, dataset in (result if isinstance(result, dict) else {"": result}).items():
+    halves: Any = result if isinstance(result, dict) else {"": result}
+    for half, dataset in () if "shard" in options else halves.items():
         echo_rejected(half, dataset.manifest["rejected"])
         if skeleton and not options.get("common") and dataset.schema.common:
             click.echo("no --common was given: the common rows hold no features", err=True)
+    click.echo(out)
+
+
+@cli.command()
+@click.argument("shards", type=_EXISTING, nargs=-1, required=True, metavar="SHARD...")
+@click.option("--out", type=_PATH, required=True, help="The dataset.")
+def merge(shards: tuple[Path, ...], out: Path) -> None:
+    """Join the shards of a log (prepare --shard), all of them, in any order, into its dataset."""
+    from .merge_shards import merge_shards
+
+    echo_rejected("", merge_shards(shards, out, progress=True).manifest["rejected"])
     click.echo(out)
 
 
@@ -150,10 +163,12 @@ def prepare(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.option("--verify", is_flag=True, help="Also check the files against their checksums.")
 def info(dataset: Path, as_json: bool, verify: bool) -> None:
-    """Say what a dataset holds."""
+    """Say what a dataset, or a shard of one, holds."""
     from .dataset import Dataset
+    from .manifest import is_shard
+    from .shards import Shard
 
-    facts = Dataset(dataset).info(verify=verify)
+    facts = (Shard if is_shard(dataset) else Dataset)(dataset).info(verify=verify)
     if as_json:
         echo_json(facts)
         return

@@ -1,4 +1,4 @@
-"""The options that `train` and `compare` share: the settings, their defaults from one place."""
+"""Options apart from their commands: the settings of `train` and `compare`, and --shard."""
 
 from __future__ import annotations
 
@@ -21,6 +21,18 @@ def _widths(context: click.Context, option: click.Parameter, value: str | None) 
         return [int(width) for width in value.split(",")]
     except ValueError:
         raise click.BadParameter(f"expected widths like 360,200,80, got {value!r}") from None
+
+
+def shard(context: click.Context, option: click.Parameter, value: str | None) -> Any:
+    """Returns (i, N) of --shard i/N."""
+    if value is None:
+        return None
+    from .shards import parse_shard
+
+    try:
+        return parse_shard(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 _LABELS = "A conversion without a click: none (and), not trained on (drop), one (raw)."

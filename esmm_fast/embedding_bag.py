@@ -72,6 +72,7 @@ class EmbeddingBag(nn.EmbeddingBag):
         tensors = [t for t in (self.weight, input, offsets, weights) if t is not None]
         return (
             self.weight.dtype in (torch.float32, torch.float64)
+            and self.weight.stride(1) == 1
             and all(t.device.type == "cpu" for t in tensors)
             and input.dtype in _INTEGERS
             and (
@@ -80,6 +81,17 @@ class EmbeddingBag(nn.EmbeddingBag):
             )
             and (
                 (input.dim() == 2 and offsets is None and input.shape[1] > 0)
-                or (input.dim() == 1 and offsets is not None and offsets.dtype in _INTEGERS)
+                or (
+                    input.dim() == 1
+                    and offsets is not None
+                    and offsets.dtype in _INTEGERS
+                    and self._ends_with(input, offsets)
+                )
             )
+        )
+
+    def _ends_with(self, input: Tensor, offsets: Tensor) -> bool:
+        """Whether the last bag ends with the input; torch lets the last offset stand before."""
+        return not self.include_last_offset or (
+            offsets.numel() > 0 and int(offsets[-1]) == input.numel()
         )

@@ -157,9 +157,17 @@ class LogReader:
         rejects: Called with the skipped lines (bytes) in file order.
         advance: Called after each block with the bytes of the files (as they are on disk) that are
             read, and with those there are (None: not known).
+        shard: (i, n): Part i, from 0, of n of each (plain) file. Its common rows are all given,
+            also repeated ones, and ``common_row`` numbers the keys in the order in which they
+            appear: what depends on the other parts is left to their merging. Lines count from the
+            part's first, but in a LogError.
+        on_block: Called with each block of the parser before it is yielded.
 
     Attributes:
         sources: Side -> the names of its files as messages have them, once they are opened.
+        keys, key_places: Of a shard: the keys in the order in which they appear, and the file
+            (number), line and byte where each is first.
+        ranges: Of a shard: side -> the bytes [begin, end) of each file that are read.
     """
 
     def __init__(
@@ -174,6 +182,8 @@ class LogReader:
         count_ids: bool = True,
         rejects: Callable[[bytes], object] | None = None,
         advance: Callable[[int, int | None], object] | None = None,
+        shard: tuple[int, int] | None = None,
+        on_block: Callable[[Side, Any], object] | None = None,
     ):
         if on_error not in ("stop", "skip"):
             raise ValueError(f"on_error: 'stop' or 'skip' expected, got {on_error!r}")
@@ -206,7 +216,10 @@ class LogReader:
         self._chunk_bytes = chunk_bytes
         self._count_ids = count_ids
         self._rejects, self._advance = rejects, advance
+        self._shard, self._on_block = shard, on_block
         self._keys = _native.KeyMap()
+        self.key_places: tuple[np.ndarray, ...] = ()
+        self.ranges: dict[Side, list[tuple[int, int]]] = {"common": [], "impression": []}
 
     @property
     def synthetic(self) -> bool:
@@ -220,27 +233,16 @@ class LogReader:
 
     def require_impressions(self) -> None:
         """Raises LogError if the files that were read hold no impression."""
-        if self.reports["impression"].rows:
-            return
-        file = self.sources["impression"][0]
-        errors = merged(self.reports["common"].rejected, self.reports["impression"].rejected)
-        if not errors:
-            raise LogError(
-                f"{file}:1 (byte 0): no impressions; expected at least one line, "
-                "got only blank ones",
-                file,
-                1,
-                0,
-                "bad_file",
-            )
-        found = "; ".join(
-            f"{e['count']} x {name}, first {e['first']}: {e['message']}"
-            for name, e in errors.items()
-        )
-        raise LogError(
-            f"{file}: every line was skipped; expected at least one good impression, got {found}",
-            file,
-        )
+        require_impressions(self.reports, self.sources["impression"][0])
+
+    @property
+    def keys(self) -> np.ndarray:
+        return self._keys.keys()
+
+    @property
+    def numbered(self) -> bool:
+        """Whether the impressions have no sample_id and are numbered from 1."""
+        return self._fixed is not None and self.format.sample_id not in self.format.columns
 
     def fields(self, side: Side) -> tuple[Field, ...]:
         """Returns the fields of one side."""
@@ -267,15 +269,20 @@ class LogReader:
                 multi=layout.multi,
                 weighted=layout.weighted,
                 keys=self._keys,
-                discovers=side == "impression" and not self.files["common"],
+                discovers=side == "impression" and bool(self._shard or not self.files["common"]),
                 threads=self._threads,
                 chunk_bytes=self._chunk_bytes,
                 skip_bad_lines=self._skip,
                 keep_rejects=self._skip and self._rejects is not None,
                 count_ids=self._count_ids,
+                shard=self._shard,
                 **self.format.native(),
             )
+            if self._shard:
+                self.ranges[side] = [stream.input_range(i) for i in range(len(inputs))]
             while (block := stream.next()) is not None:
+                if self._on_block is not None:
+                    self._on_block(side, block)
                 if self._rejects is not None and (lines := block.rejects):
                     self._rejects(lines)
                 if plain:
@@ -293,7 +300,12 @@ class LogReader:
                     del batch
                 del block
             if (problem := stream.problem()) is not None:
+                if self._shard:
+                    file = self.sources[side].index(problem["file"])
+                    problem["line"] += lines_before(problem["file"], self.ranges[side][file][0])
                 raise LogError.at(problem)
+            if side == "impression":
+                self.key_places = stream.key_places()
             self.reports[side] = _report(stream, fields)
         finally:
             stream = None  # its threads end before the files close
@@ -334,20 +346,59 @@ class LogReader:
     def _keys_alone(self) -> Iterator[tuple[pa.RecordBatch, Layout]]:
         """Yields common rows that have a key and no features, for a log without common files."""
         fields, layout = self.schema.common, self.layouts["common"]
-        keys = self._keys.keys() if self.format.key in self.format.columns else np.empty(0, "u8")
-        names = [f.name for f in fields]
-        self.reports["common"] = SideReport(
-            rows=len(keys),
-            rows_without=dict.fromkeys(names, len(keys)),
-            occurrences={n: (np.empty(0, np.uint64), np.empty(0, np.uint64)) for n in names},
-        )
-        schema = arrow_schema("common", fields, layout)
-        absent = [
-            pa.array([[] if pa.types.is_list(f.type) else None] * len(keys), f.type)
-            for f in list(schema)[1:]
-        ]
+        has_keys = self.format.key in self.format.columns and not self._shard
+        keys = self._keys.keys() if has_keys else np.empty(0, "u8")
+        self.reports["common"] = report_of_keys(keys, fields)
         if len(keys):
-            yield pa.RecordBatch.from_arrays([pa.array(keys), *absent], schema=schema), layout
+            yield key_rows(keys, fields, layout), layout
+
+
+def key_rows(keys: np.ndarray, fields: tuple[Field, ...], layout: Layout) -> pa.RecordBatch:
+    """Returns common rows that have a key and no features."""
+    schema = arrow_schema("common", fields, layout)
+    absent = [
+        pa.array([[] if pa.types.is_list(f.type) else None] * len(keys), f.type)
+        for f in list(schema)[1:]
+    ]
+    return pa.RecordBatch.from_arrays([pa.array(keys), *absent], schema=schema)
+
+
+def report_of_keys(keys: np.ndarray, fields: tuple[Field, ...]) -> SideReport:
+    """Returns the report of `key_rows`."""
+    return SideReport(
+        rows=len(keys),
+        rows_without={f.name: len(keys) for f in fields},
+        occurrences={f.name: (np.empty(0, "u8"), np.empty(0, "u8")) for f in fields},
+    )
+
+
+def require_impressions(reports: dict[Side, SideReport], file: str) -> None:
+    """Raises LogError if there is no impression; `file` is the first of the skeleton files."""
+    if reports["impression"].rows:
+        return
+    errors = merged(reports["common"].rejected, reports["impression"].rejected)
+    if not errors:
+        text = "no impressions; expected at least one line, got only blank ones"
+        raise LogError(f"{file}:1 (byte 0): {text}", file, 1, 0, "bad_file")
+    found = "; ".join(
+        f"{e['count']} x {name}, first {e['first']}: {e['message']}" for name, e in errors.items()
+    )
+    raise LogError(
+        f"{file}: every line was skipped; expected at least one good impression, got {found}", file
+    )
+
+
+def lines_before(path: str, begin: int) -> int:
+    """Returns how many lines of a file begin before the first that begins at byte `begin` or
+    behind it."""
+    if begin == 0:
+        return 0
+    lines, left = 1, begin - 1  # a line ends at the byte before `begin` or crosses it
+    with open(path, "rb", buffering=0) as file:
+        while left and (block := file.read(min(left, 1 << 24))):
+            lines += block.count(b"\n")
+            left -= len(block)
+    return lines
 
 
 NOTES = {

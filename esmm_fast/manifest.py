@@ -10,6 +10,7 @@ from typing import Any
 from .schema import Field, Schema
 
 FORMAT = "esmm_fast dataset"
+SHARD_FORMAT = "esmm_fast shard"
 VERSION = 1
 FILE_NAME = "manifest.json"
 DATA_FILES = ("impressions.arrow", "common_rows.arrow", "counts.arrow")
@@ -75,17 +76,27 @@ def schema_from_dict(stored: Any) -> Schema:
     return Schema(tuple(fields), **given)
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes the manifest; it is the last file of a dataset."""
-    text = json.dumps({"format": FORMAT, "version": VERSION, **manifest}, indent=1)
+def write_manifest(folder: Path, manifest: dict[str, Any], format: str = FORMAT) -> None:
+    """Writes the manifest; it is the last file of a dataset, or of a shard."""
+    text = json.dumps({"format": format, "version": VERSION, **manifest}, indent=1)
     (folder / FILE_NAME).write_text(text + "\n", encoding="utf-8")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Returns the manifest of a dataset whose files are there and of the sizes it says.
+def is_shard(folder: Path) -> bool:
+    """Returns whether a directory holds a shard of a dataset."""
+    try:
+        return bool(json.loads((folder / FILE_NAME).read_text("utf-8"))["format"] == SHARD_FORMAT)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read_manifest(folder: Path, format: str = FORMAT) -> dict[str, Any]:
+    """Returns the manifest of a dataset (or of what `format` says) whose files are there and of the
+    sizes it says.
 
     Raises:
-        DatasetError: Not a dataset, a newer version, or files that are missing or cut.
+        DatasetError: Not a dataset, a shard of one, a newer version, or files that are missing or
+            cut.
     """
     path = folder / FILE_NAME
     if folder.exists() and not folder.is_dir():
@@ -100,7 +111,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DatasetError(f"{path} is damaged: JSON expected, got {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found == SHARD_FORMAT != format:
+        part, parts = manifest["shard"]["part"], manifest["shard"]["parts"]
+        raise DatasetError(
+            f"{folder} is shard {part}/{parts} of a dataset, which alone cannot be read or trained "
+            f"on; expected a dataset: join all {parts} with `esmm-fast merge SHARD... --out "
+            "DATASET`"
+        )
+    if found == FORMAT != format:
+        raise DatasetError(f"{folder} is a whole dataset; expected a shard (`prepare --shard`)")
+    if found != format:
         raise DatasetError(f"{path} is not the manifest of a dataset: format {FORMAT!r} expected")
     if manifest.get("version") != VERSION:
         raise DatasetError(
@@ -112,7 +133,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     if missing := {"schema", "files", "impressions", "common_rows"} - set(manifest):
         raise DatasetError(f"{path} is damaged: it lacks {sorted(missing)}")
-    for name in DATA_FILES:
+    for name in DATA_FILES if format == FORMAT else manifest["files"]:
         expected = manifest["files"].get(name, {}).get("bytes")
         data = folder / name
         if not data.exists():

@@ -122,7 +122,13 @@ class TableOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Applies the gradient that waits to the touched rows; does nothing where none waits."""
+        """Applies the gradient that waits to the touched rows; does nothing where none waits.
+
+        Raises:
+            RuntimeError: In one of several processes of `torch.distributed`: the gradient that
+                waits is this process's alone, and the tables would drift apart.
+        """
+        _refuse_several_processes(type(self).__name__)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -408,3 +414,14 @@ def _refuse_idle_tables(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
 
 
 register_optimizer_step_pre_hook(_refuse_idle_tables)
+
+
+def _refuse_several_processes(name: str) -> None:
+    distributed = torch.distributed
+    ready = distributed.is_available() and distributed.is_initialized()
+    if ready and (processes := distributed.get_world_size()) > 1:
+        raise RuntimeError(
+            f"{name} updates tables with the gradient of its own process alone, and there are "
+            f"{processes}: under DistributedDataParallel train the tables with ordinary "
+            "gradients and an optimizer of torch.optim"
+        )

@@ -201,3 +201,55 @@ def promoted_schema(schema: Schema, common: Layout, impression: Layout) -> Schem
             for f in schema.fields
         ),
     )
+
+
+def needed_layout(batch: pa.RecordBatch, fields: Sequence[Field], layout: Layout) -> Layout:
+    """Returns `layout`, wider where the rows of the batch need it."""
+    multi, weighted, wide = list(layout.multi), list(layout.weighted), layout.wide
+    for i, field in enumerate(fields):
+        column = batch.column(field.name)
+        is_list = pa.types.is_list(column.type)
+        ids = (column.flatten() if is_list else column.drop_null()).to_numpy()
+        wide = wide or bool((ids > np.iinfo(np.uint32).max).any())
+        lengths = np.diff(column.offsets.to_numpy()) if is_list else np.ones(1)
+        multi[i] = multi[i] or bool((lengths > 1).any())
+        if f"{field.name}_value" in batch.schema.names:
+            stored = batch.column(f"{field.name}_value")
+            values = (stored.flatten() if is_list else stored.drop_null()).to_numpy()
+            weighted[i] = weighted[i] or bool((values != 1).any())
+    return Layout(tuple(multi), tuple(weighted), wide, layout.fixed)
+
+
+def narrowed(
+    batch: pa.RecordBatch, side: Side, fields: Sequence[Field], layout: Layout
+) -> pa.RecordBatch:
+    """Returns the batch in a layout that its rows need no wider one than: `conform` the other way
+    round."""
+    schema = arrow_schema(side, fields, layout)
+    arrays = []
+    for wanted in schema:
+        if wanted.name in batch.schema.names:
+            stored = batch.column(wanted.name)
+        else:
+            stored = _ones_like(batch.column(wanted.name.removesuffix("_value")))
+        if not stored.type.equals(wanted.type):
+            stored = _as_type(stored, wanted.type)
+        arrays.append(stored)
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _as_type(stored: pa.Array, wanted: pa.DataType) -> pa.Array:
+    if not pa.types.is_list(stored.type):
+        multi = pa.types.is_list(wanted)
+        return _widened(stored, multi, wanted.value_type if multi else wanted)
+    items = stored.flatten()
+    if pa.types.is_list(wanted):
+        offsets = stored.offsets.to_numpy()
+        return pa.ListArray.from_arrays(
+            pa.array(offsets - offsets[0]), items.cast(wanted.value_type)
+        )
+    present = np.diff(stored.offsets.to_numpy()) > 0
+    scalars = np.zeros(len(stored), wanted.to_pandas_dtype())  # 0 where there is nothing
+    scalars[present] = items.cast(wanted).to_numpy()
+    valid = pa.py_buffer(np.packbits(present, bitorder="little"))
+    return pa.Array.from_buffers(wanted, len(stored), [valid, pa.py_buffer(scalars)])

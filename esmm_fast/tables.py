@@ -51,7 +51,7 @@ class TableReader:
             raise ValueError("table: at least one expected, got none")
         self._key = self._named("key", self.format.key, bool(self._common))
         self._grouped = self._key is not None or bool(self.schema.common)
-        self.sources = {
+        self.sources: dict[Side, list[str]] = {
             "common": [s.name for s in self._common],
             "impression": [s.name for s in self._impressions],
         }

@@ -169,7 +169,7 @@ def _value(rng: random.Random, strange: bool) -> str:
         whole = str(rng.getrandbits(rng.choice([1, 10, 60])))
         digits = "".join(rng.choice("0123456789") for _ in range(rng.randrange(1, 30)))
         return rng.choice([whole, f"{whole}.{digits}"])
-    return rng.choice(["1.0", "0.69315", f"{rng.randrange(819000) / 100000}"])
+    return rng.choice(["1.0", "0.69315", f"{rng.randrange(819000) / 100000:.5f}"])
 
 
 def _text(rng: random.Random, lines: list[str], strange: bool) -> str:

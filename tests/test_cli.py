@@ -73,6 +73,7 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
         "evaluate",
         "head",
         "info",
+        "merge",
         "predict",
         "prepare",
         "quickstart",

@@ -19,7 +19,7 @@ import slow_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esmm_fast import prepare_log
+from esmm_fast import dataset_files
 from esmm_fast.dataset import Dataset, DatasetError
 from esmm_fast.logs import LogError
 from esmm_fast.manifest import schema_from_dict, schema_to_dict
@@ -287,7 +287,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, error):
     def stop(self, batch, layout):
         raise error
 
-    monkeypatch.setattr(prepare_log._TableFile, "write", stop)
+    monkeypatch.setattr(dataset_files.TableFile, "write", stop)
     with pytest.raises(BaseException, match=r"^$|No space left"):
         prepare(skeleton=files[0], out=tmp_path / "out", rejects=tmp_path / "r", on_error="skip")
     assert left_behind(tmp_path) == []
@@ -295,13 +295,13 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, error):
 
 SLOW_PREPARE = """
 import sys, time
-from esmm_fast import prepare_log
-write = prepare_log._TableFile.write
+from esmm_fast import dataset_files, prepare_log
+write = dataset_files.TableFile.write
 def slow_write(self, batch, layout):
     write(self, batch, layout)
     print("writing", flush=True)
     time.sleep(30)
-prepare_log._TableFile.write = slow_write
+dataset_files.TableFile.write = slow_write
 prepare_log.prepare(skeleton=sys.argv[1], out=sys.argv[2], threads=2, chunk_bytes=100)
 """
 

@@ -160,3 +160,14 @@ def test_bad_input_is_named() -> None:
         ours(torch.tensor([2**32 + 1]), torch.tensor([0]))
     with pytest.raises(ValueError, match=r"offsets\[2\] = 1: expected at least 2"):
         ops.embedding_bag(ours.weight, torch.tensor([1, 2]), torch.tensor([0, 2, 1]))
+
+
+def test_weight_without_contiguous_rows_and_a_last_offset_before_the_end() -> None:
+    rows, offsets = torch.tensor([1, 2, 2, 0]), torch.tensor([0, 2, 3])
+    own = EmbeddingBag(3, 2, mode="sum", include_last_offset=True)
+    torchs = torch.nn.EmbeddingBag(3, 2, mode="sum", include_last_offset=True)
+    torchs.load_state_dict(own.state_dict())
+    assert torch.equal(own(rows, offsets), torchs(rows, offsets))
+    own.weight = torchs.weight = torch.nn.Parameter(torch.randn(2, 3).t())
+    offsets = torch.tensor([0, 2, 4])
+    assert torch.equal(own(rows, offsets), torchs(rows, offsets))

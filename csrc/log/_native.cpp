@@ -11,7 +11,9 @@
 #include <memory>
 #include <stdexcept>
 #include <system_error>
+#include <tuple>
 
+#include "log/_native_places.h"
 #include "log/dump.h"
 #include "log/newlines.h"
 #include "log/stream.h"
@@ -68,9 +70,11 @@ class PythonStream {
   size_t begin_ = 0, end_ = 0;
 };
 
-// (name, path or None, stream or None)
-Input input_of(const py::tuple& spec) {
+// (name, path or None, stream or None); `part` of `parts` of it
+Input input_of(const py::tuple& spec, uint32_t part, uint32_t parts) {
   Input input;
+  input.part = part;
+  input.parts = parts;
   input.name = spec[0].cast<std::string>();
   if (!spec[1].is_none()) {
     input.path = spec[1].cast<std::string>();
@@ -268,8 +272,29 @@ void bind_log(py::module_& m) {
       .def(py::init<>())
       .def("__len__", &KeyMap::size)
       .def(
-          "keys", [](const KeyMap& keys) { return owned(keys.keys()); },
-          "All keys by row, uint64.");
+          "keys", [](const KeyMap& keys) { return owned(keys.keys()); }, "All keys by row, uint64.")
+      .def(
+          "insert",
+          [](KeyMap& keys, const py::array_t<uint64_t, py::array::c_style>& given) {
+            py::array_t<uint32_t> rows(given.size());
+            py::array_t<bool> is_new(given.size());
+            for (py::ssize_t i = 0; i < given.size(); ++i)
+              std::tie(rows.mutable_data()[i], is_new.mutable_data()[i]) =
+                  keys.insert(given.data()[i]);
+            return py::make_tuple(rows, is_new);
+          },
+          py::arg("keys"),
+          "Rows (uint32) of keys, those that are new behind the others, and which "
+          "were new.")
+      .def(
+          "find",
+          [](const KeyMap& keys, const py::array_t<uint64_t, py::array::c_style>& given) {
+            py::array_t<uint32_t> rows(given.size());
+            for (py::ssize_t i = 0; i < given.size(); ++i)
+              rows.mutable_data()[i] = keys.find(given.data()[i]);
+            return rows;
+          },
+          py::arg("keys"), "Rows (uint32) of keys; 2^32 - 1 where there is none.");
 
   py::class_<Block, std::shared_ptr<Block>>(m, "Block", "The rows of one chunk of the log.")
       .def_property_readonly("rows", [](const Block& block) { return block.columns.rows; })
@@ -308,6 +333,10 @@ void bind_log(py::module_& m) {
                arrays.append(view(block, carried, block->columns.rows));
              return arrays;
            })
+      .def_property_readonly("file", [](const Block& block) { return block.chunk.file; })
+      .def_property_readonly("lines", [](const Block& block) { return block.report.lines; })
+      .def("row_places", &row_places)
+      .def("findings", &findings)
       .def("fields", &field_arrays);
 
   py::class_<LogStream, std::unique_ptr<LogStream, JoinWithoutGil>>(
@@ -316,16 +345,19 @@ void bind_log(py::module_& m) {
                        std::vector<std::string> other_fields, std::vector<uint8_t> multi,
                        std::vector<uint8_t> weighted, std::shared_ptr<KeyMap> keys, bool discovers,
                        int threads, size_t chunk_bytes, bool skip_bad_lines, bool keep_rejects,
-                       bool count_ids, const py::object& own, const py::bytes& separators) {
+                       bool count_ids, const py::object& own, const py::bytes& separators,
+                       const py::object& shard) {
              if (threads < 1)
                throw std::invalid_argument("threads: at least 1 expected, got " +
                                            std::to_string(threads));
              if (chunk_bytes < 1 || chunk_bytes > kMostChunkBytes)
                throw std::invalid_argument("chunk_bytes: 1 to " + std::to_string(kMostChunkBytes) +
                                            " expected, got " + std::to_string(chunk_bytes));
+             uint32_t part = 0, parts = 1;
+             if (!shard.is_none()) std::tie(part, parts) = shard.cast<std::pair<int, int>>();
              std::vector<Input> specs;
              for (const py::handle& spec : inputs)
-               specs.push_back(input_of(spec.cast<py::tuple>()));
+               specs.push_back(input_of(spec.cast<py::tuple>(), part, parts));
              StreamOptions options;
              options.common = common;
              options.fields = std::move(fields);
@@ -336,6 +368,7 @@ void bind_log(py::module_& m) {
              options.skip_bad_lines = skip_bad_lines;
              options.keep_rejects = keep_rejects;
              options.count_ids = count_ids;
+             options.shard = !shard.is_none();
              options.own = own_columns(own);
              options.spelling = spelling(separators);
              return std::unique_ptr<LogStream, JoinWithoutGil>(
@@ -345,10 +378,13 @@ void bind_log(py::module_& m) {
            py::arg("other_fields"), py::arg("multi"), py::arg("weighted"), py::arg("keys"),
            py::arg("discovers"), py::arg("threads"), py::arg("chunk_bytes"),
            py::arg("skip_bad_lines"), py::arg("keep_rejects"), py::arg("count_ids"),
-           py::arg("own") = py::none(), py::arg("separators") = py::bytes())
+           py::arg("own") = py::none(), py::arg("separators") = py::bytes(),
+           py::arg("shard") = py::none())
       .def("next", &next_block)
       .def("problem", &problem_of)
       .def("totals", &totals_dict)
+      .def("input_range", &LogStream::input_range, py::arg("file"))
+      .def("key_places", &key_places)
       .def(
           "counts",
           [](const LogStream& stream, size_t field) {
@@ -376,6 +412,11 @@ void bind_log(py::module_& m) {
         std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash.digest()));
         return std::string(text);
       });
+
+  py::list kinds;
+  for (size_t a = 0; a < kAnomalies; ++a) kinds.append(anomaly_name(static_cast<Anomaly>(a)));
+  for (size_t r = 0; r < kReasons; ++r) kinds.append(reason_name(static_cast<Reason>(r)));
+  m.attr("finding_kinds") = kinds;
 
   m.def("count_newlines", &count_newlines, py::arg("path"), py::arg("threads"),
         py::call_guard<py::gil_scoped_release>(),

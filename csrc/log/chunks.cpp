@@ -37,15 +37,19 @@ const char* last_newline(const char* begin, const char* end) {
 struct ChunkReader::File {
   int descriptor = -1;
   uint64_t size = 0;
+  uint64_t begin = 0, end = 0;  // of the part that is read
   timespec modified{};
 
-  explicit File(const Input& input) {
+  File(const Input& input, uint64_t chunk_bytes) {
     if (input.read) return;
     descriptor = ::open(input.path.c_str(), O_RDONLY | O_CLOEXEC);
     if (descriptor < 0) throw std::system_error(errno, std::generic_category(), input.name);
     const struct stat status = now();
     size = status.st_size;
     modified = status.st_mtim;
+    const uint64_t chunks = (size + chunk_bytes - 1) / chunk_bytes;
+    begin = chunks * input.part / input.parts * chunk_bytes;
+    end = std::min(size, chunks * (input.part + 1) / input.parts * chunk_bytes);
     ::posix_fadvise(descriptor, 0, 0, POSIX_FADV_SEQUENTIAL);
   }
   ~File() {
@@ -62,10 +66,26 @@ struct ChunkReader::File {
 
 ChunkReader::ChunkReader(std::vector<Input> inputs, size_t chunk_bytes)
     : inputs_(std::move(inputs)), chunk_bytes_(chunk_bytes) {
-  for (const Input& input : inputs_) files_.push_back(std::make_unique<File>(input));
+  for (const Input& input : inputs_) files_.push_back(std::make_unique<File>(input, chunk_bytes));
+  begin_file(0);
 }
 
 ChunkReader::~ChunkReader() = default;
+
+std::pair<uint64_t, uint64_t> ChunkReader::range(uint32_t file) const {
+  return {files_[file]->begin, files_[file]->end};
+}
+
+// Goes to the first file from `file` on of which there is something to read, or to say: an empty
+// file is a failure of its own.
+void ChunkReader::begin_file(uint32_t file) {
+  const auto nothing = [](const File& f) {
+    return f.descriptor >= 0 && f.size > 0 && f.begin == f.end;
+  };
+  while (file < files_.size() && nothing(*files_[file])) ++file;
+  file_ = file;
+  position_ = file < files_.size() ? files_[file]->begin : 0;
+}
 
 bool ChunkReader::next(Chunk& chunk) {
   chunk.text = Text();
@@ -81,12 +101,9 @@ bool ChunkReader::next(Chunk& chunk) {
     return true;
   }
   const uint64_t begin = position_;
-  const uint64_t end = std::min<uint64_t>(file.size, begin + chunk_bytes_);
+  const uint64_t end = std::min<uint64_t>(file.end, begin + chunk_bytes_);
   position_ = end;
-  if (end == file.size) {
-    ++file_;
-    position_ = 0;
-  }
+  if (end == file.end) begin_file(file_ + 1);
   lock.unlock();
   read_at(chunk, file, begin, end);
   return true;
@@ -208,10 +225,7 @@ void ChunkReader::read_stream(Chunk& chunk) {
   std::memset(text + stop, 0, kTextPadding);
   chunk.text = {text, text + stop, no_final_newline};
   position_ += stop;
-  if (ended) {
-    ++file_;
-    position_ = 0;
-  }
+  if (ended) begin_file(file_ + 1);
 }
 
 std::optional<Problem> ChunkReader::changed_file() const {

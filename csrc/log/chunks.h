@@ -6,6 +6,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "log/buffer.h"
@@ -22,6 +23,9 @@ struct Input {
   // Reads up to `size` bytes to `to`; 0 at the end. Throws std::runtime_error with the reason if it
   // cannot.
   std::function<size_t(char* to, size_t size)> read;
+  // Of a regular file, the lines that begin in this part of `parts`: parts are cut at multiples of
+  // chunk_bytes, so that the chunks are those of the whole file. A part can be empty.
+  uint32_t part = 0, parts = 1;
 };
 
 struct Chunk {
@@ -49,11 +53,15 @@ class ChunkReader {
 
   const std::string& name(uint32_t file) const { return inputs_[file].name; }
 
+  // The bytes [first, second) of a regular file that are read.
+  std::pair<uint64_t, uint64_t> range(uint32_t file) const;
+
  private:
   struct File;
 
   void read_at(Chunk& chunk, const File& file, uint64_t begin, uint64_t end) const;
   void read_stream(Chunk& chunk);
+  void begin_file(uint32_t file);
 
   const std::vector<Input> inputs_;
   const size_t chunk_bytes_;

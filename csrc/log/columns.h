@@ -45,8 +45,10 @@ struct Columns {
   std::vector<Buffer<uint64_t>> carried;  // each [rows]; logs with own columns: see own_columns.h
   // Common files, and skeleton files that are read without one:
   Buffer<uint64_t> key;  // [rows]
-  // Common files, where a row stands in its chunk, for messages about duplicates:
-  Buffer<uint64_t> row_line, row_begin, row_end;  // [rows]
+  // Where a row stands in its chunk, for messages about common rows. Of skeleton lines that store
+  // their key, row_begin is that of the key.
+  Buffer<uint64_t> row_line, row_begin;  // [rows]
+  Buffer<uint64_t> row_end;              // [rows], common files
 
   // Occurrences of `field` in `row` lie at [first, second) of its ids and values.
   std::pair<size_t, size_t> span(size_t field, size_t row) const {

@@ -160,6 +160,7 @@ const char* OwnColumns::read(const char* p, bool common, const KeyMap* keys, Own
     columns.click[row] = click;
     columns.conversion[row] = reached && stages > 1;
   }
+  line.key_at = key_at;
   if (common || !keys) {
     columns.key[row] = key;
   } else if ((columns.common_row[row] = keys->find(key)) == KeyMap::kNone) {

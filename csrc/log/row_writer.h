@@ -127,8 +127,6 @@ class RowWriter {
   void grow_rows(size_t capacity) {
     const size_t rows = columns_.rows;
     if constexpr (kCommon) {
-      columns_.row_line.reserve(capacity, rows);
-      columns_.row_begin.reserve(capacity, rows);
       columns_.row_end.reserve(capacity, rows);
     } else {
       columns_.sample_id.reserve(capacity, rows);
@@ -137,7 +135,11 @@ class RowWriter {
       columns_.common_row.reserve(capacity, rows);
       for (Buffer<uint64_t>& each : columns_.carried) each.reserve(capacity, rows);
     }
-    if (stores_keys_) columns_.key.reserve(capacity, rows);
+    if (stores_keys_) {
+      columns_.key.reserve(capacity, rows);
+      columns_.row_line.reserve(capacity, rows);
+      columns_.row_begin.reserve(capacity, rows);
+    }
     for (size_t f = 0; f < writers_.size(); ++f) {
       Column& column = columns_.fields[f];
       FieldWriter<Id>& out = writers_[f];

@@ -132,6 +132,7 @@ void LogStream::fill(Block& block, std::vector<IdCounter>& counters) {
   grammar.keys = discovers_ ? nullptr : keys_.get();
   grammar.skip_bad_lines = options_.skip_bad_lines;
   grammar.keep_rejects = options_.keep_rejects;
+  grammar.keep_findings = options_.shard && options_.skip_bad_lines && !options_.common;
   grammar.own = options_.own.get();
   if (options_.spelling) {
     Text& text = block.chunk.text;
@@ -209,10 +210,11 @@ bool LogStream::settle(Block& block) {
     file_ = block.chunk.file;
     lines_before_ = 0;
   }
+  block.lines_before = lines_before_;
   block.dropped.clear();
   block.rejects.clear();
   if (options_.common) {
-    settle_common_rows(block);
+    if (!options_.shard) settle_common_rows(block);
   } else {
     settle_impressions(block);
   }
@@ -265,8 +267,7 @@ void LogStream::settle_common_rows(Block& block) {
     const Place place{0, columns.row_line[row], columns.row_begin[row]};
     const auto [common_row, is_new] = keys_->insert(columns.key[row]);
     if (is_new) {
-      const Place origin = in_file(block, place);
-      origins_.push_back({block.hashes[row], origin.line, origin.file});
+      origins_.push_back({block.hashes[row], in_file(block, place)});
       continue;
     }
     const Origin& origin = origins_[common_row];
@@ -279,8 +280,8 @@ void LogStream::settle_common_rows(Block& block) {
     std::snprintf(key, sizeof key, "%016llx", static_cast<unsigned long long>(columns.key[row]));
     const std::string message =
         "a second common row of this key with other contents; expected the contents of " +
-        reader_.name(origin.file) + ":" + std::to_string(origin.line) + ", got others for '" + key +
-        "'";
+        reader_.name(origin.place.file) + ":" + std::to_string(origin.place.line) +
+        ", got others for '" + key + "'";
     if (!options_.skip_bad_lines) {
       problem_ = Problem{Reason::kConflictingCommonRow, in_file(block, place), message};
       return;
@@ -309,8 +310,14 @@ void LogStream::settle_impressions(Block& block) {
   if (discovers_) {
     for (size_t row = 0; row < columns.rows; ++row) {
       const bool same = row > 0 && columns.key[row] == columns.key[row - 1];
-      columns.common_row[row] =
-          same ? columns.common_row[row - 1] : keys_->insert(columns.key[row]).first;
+      if (same) {
+        columns.common_row[row] = columns.common_row[row - 1];
+        continue;
+      }
+      const auto [common_row, is_new] = keys_->insert(columns.key[row]);
+      columns.common_row[row] = common_row;
+      if (is_new)
+        origins_.push_back({0, in_file(block, {0, columns.row_line[row], columns.row_begin[row]})});
     }
     totals_.common_rows_used = keys_->size();
     return;
@@ -322,6 +329,12 @@ void LogStream::settle_impressions(Block& block) {
     last = common_row;
     totals_.common_rows_used += !std::exchange(used_[common_row], 1);
   }
+}
+
+std::vector<Place> LogStream::key_places() const {
+  std::vector<Place> places;
+  for (const Origin& origin : origins_) places.push_back(origin.place);
+  return places;
 }
 
 IdCounts LogStream::counts(size_t field) const {

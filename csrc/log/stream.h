@@ -32,7 +32,8 @@ struct StreamOptions {
   size_t chunk_bytes = size_t{8} << 20;
   bool skip_bad_lines = false;
   bool keep_rejects = false;
-  bool count_ids = true;                     // for counts()
+  bool count_ids = true;  // for counts()
+  bool shard = false;     // a part of the files: common rows are matched when the parts are merged
   std::shared_ptr<const OwnColumns> own;     // null: the usual columns
   std::shared_ptr<const Spelling> spelling;  // null: the usual separators
 };
@@ -42,6 +43,7 @@ struct Block {
   Chunk chunk;
   Columns columns;
   Report report;
+  uint64_t lines_before = 0;      // lines of its file before it
   std::vector<uint64_t> hashes;   // [rows] common files: row_hash
   std::vector<uint32_t> dropped;  // rows that are not to be stored: repeated common rows, ascending
   std::string rejects;            // the skipped lines, if they are kept
@@ -76,6 +78,9 @@ class LogStream {
   const std::optional<Problem>& problem() const { return problem_; }
   const Totals& totals() const { return totals_; }
   const std::string& input_name(uint32_t file) const { return reader_.name(file); }
+  std::pair<uint64_t, uint64_t> input_range(uint32_t file) const { return reader_.range(file); }
+  // Where the keys that were discovered stand first, by their numbers.
+  std::vector<Place> key_places() const;
   // Occurrences of each id of `field` in the rows handed over. Call at the end.
   IdCounts counts(size_t field) const;
 
@@ -116,10 +121,10 @@ class LogStream {
   uint32_t file_ = 0;
   uint64_t lines_before_ = 0;  // lines of file_ in earlier chunks
   struct Origin {
-    uint64_t hash, line;
-    uint32_t file;
+    uint64_t hash;
+    Place place;
   };
-  std::vector<Origin> origins_;     // [common rows]
+  std::vector<Origin> origins_;     // [common rows], of common files or discovered
   std::vector<uint8_t> used_;       // [common rows]
   std::vector<IdCounter> removed_;  // [F] counted, but of a row that is not stored
 };

@@ -39,6 +39,7 @@ class Tokenizer {
     for (const char* p = text_.begin; p != text_.end;) {
       const char* line = p;
       if (*p == '\n' || (*p == '\r' && p[1] == '\n')) {
+        key_at_ = nullptr;
         note(Anomaly::kBlankLines, p);
         if (*p == '\r') note(Anomaly::kCrlf, p++);
         ++p;
@@ -46,6 +47,7 @@ class Tokenizer {
         continue;
       }
       rows_.open();
+      key_at_ = nullptr;
       p = grammar_.own ? own_line(p) : kCommon ? common_line(p) : skeleton_line(p);
       if (p && widen_) {
         columns_.layout.widen(needed_);
@@ -64,6 +66,11 @@ class Tokenizer {
         Tally& tally = report_.rejected[static_cast<size_t>(failure_.reason)];
         if (tally.count == 0) tally.message = message(failure_, text_, line, names_, kCommon);
         tally.add(place);
+        if (grammar_.keep_findings) {
+          keep_finding(static_cast<uint8_t>(kAnomalies + static_cast<size_t>(failure_.reason)),
+                       place);
+          report_.findings.back().message = message(failure_, text_, line, names_, kCommon);
+        }
         if (grammar_.keep_rejects)
           report_.rejects.push_back(
               {static_cast<uint64_t>(line - text_.begin), static_cast<uint64_t>(p - text_.begin)});
@@ -72,8 +79,9 @@ class Tokenizer {
     }
     if (text_.no_final_newline && !report_.error) {
       // The place is that of the missing newline.
-      report_.anomalies[static_cast<size_t>(Anomaly::kNoFinalNewline)].add(
-          Place{0, report_.lines - 1, static_cast<uint64_t>(text_.end - 1 - text_.begin)});
+      key_at_ = nullptr;
+      note(Anomaly::kNoFinalNewline,
+           Place{0, report_.lines - 1, static_cast<uint64_t>(text_.end - 1 - text_.begin)});
     }
     rows_.finish();
     report_.rows_without.resize(names_.size());
@@ -83,8 +91,15 @@ class Tokenizer {
 
  private:
   void note(Anomaly anomaly, const char* at) {
-    report_.anomalies[static_cast<size_t>(anomaly)].add(
-        Place{0, report_.lines, static_cast<uint64_t>(at - text_.begin)});
+    note(anomaly, Place{0, report_.lines, static_cast<uint64_t>(at - text_.begin)});
+  }
+  void note(Anomaly anomaly, const Place& place) {
+    report_.anomalies[static_cast<size_t>(anomaly)].add(place);
+    if (grammar_.keep_findings) keep_finding(static_cast<uint8_t>(anomaly), place);
+  }
+  void keep_finding(uint8_t kind, const Place& place) {
+    const uint64_t key_byte = key_at_ ? key_at_ - text_.begin : Finding::kNoKey;
+    report_.findings.push_back({kind, place, key_, key_byte, {}});
   }
 
   void close_row(const char* line, const char* end) {
@@ -156,6 +171,9 @@ class Tokenizer {
       columns_.common_row[row] = common_row_;
     } else {
       columns_.key[row] = key_;
+      columns_.row_line[row] = report_.lines;
+      columns_.row_begin[row] = token - text_.begin;
+      key_at_ = token;
     }
     return features(p);
   }
@@ -171,6 +189,13 @@ class Tokenizer {
     if (!(p = grammar_.own->read(p, kCommon, grammar_.keys, line, columns_, failure_)))
       return nullptr;
     contradicts_ = line.contradicts;
+    if (!kCommon && !grammar_.keys) {
+      const size_t row = columns_.rows;
+      columns_.row_line[row] = report_.lines;
+      columns_.row_begin[row] = (line.key_at ? line.key_at : text_.begin) - text_.begin;
+      key_ = columns_.key[row];
+      key_at_ = line.key_at;
+    }
     return counted_list(p, line.counted_at, line.announced);
   }
 
@@ -396,6 +421,7 @@ class Tokenizer {
   const char *crlf_ = nullptr, *trailing_ = nullptr, *empty_list_ = nullptr,
              *contradicts_ = nullptr;  // anomalies of this line
   const char* key_text_ = nullptr;     // where the key that key_ and common_row_ belong to was read
+  const char* key_at_ = nullptr;       // of this line's key, where it is stored; null: not read
   uint64_t key_ = 0;
   uint32_t common_row_ = 0;
 };

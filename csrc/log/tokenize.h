@@ -31,11 +31,22 @@ struct Grammar {
   const KeyMap* keys = nullptr;     // skeleton: the common rows; null: store the keys themselves
   bool skip_bad_lines = false;      // else the first one ends the work
   bool keep_rejects = false;        // remember where the skipped lines are
+  bool keep_findings = false;       // every anomaly and skipped line in Report::findings
   const OwnColumns* own = nullptr;  // columns that are not the usual ones
 };
 
 struct Rejected {
   uint64_t begin, end;  // bytes of the chunk, '\n' included
+};
+
+// One anomaly or skipped line, with the common row's key that its line has.
+struct Finding {
+  static constexpr uint64_t kNoKey = UINT64_MAX;
+  uint8_t kind;  // an Anomaly, or kAnomalies + a Reason
+  Place place;
+  uint64_t key = 0;
+  uint64_t key_byte = kNoKey;  // where the key stands; kNoKey: the line has none before `place`
+  std::string message;         // of a skipped line
 };
 
 // What one chunk held besides its columns. Places are relative to the chunk.
@@ -47,6 +58,7 @@ struct Report {
   AnomalyTallies anomalies;
   ReasonTallies rejected;
   std::vector<Rejected> rejects;
+  std::vector<Finding> findings;
   std::optional<Problem> error;
 };
 
