@@ -154,6 +154,7 @@ def test_values_round_correctly(tmp_path):
         "16777217",
         "16777217.0",
         "340282346638528859811704183484516925440.0",
+        *(f"0.{'0' * zeros}{digits}" for zeros in range(36, 50) for digits in ("1", "7" * 25)),
         f"0.{'0' * 37}11754943",
         f"0.{'0' * 44}1401298464",
         f"0.{'0' * 45}7006492321",  # below half of the least above 0

@@ -101,7 +101,6 @@ class Line {
     const std::string token = text_.substr(begin, at_ - begin);
     const float value = std::strtof(token.c_str(), nullptr);
     if (value > 3.4028234663852886e38f) return {};  // infinite
-    if (value == 0 && token.find_first_not_of("0.") != std::string::npos) return {};
     return value;
   }
 
