@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from .embedding import EmbeddingTables
+from .embedding import tables_in
 from .nested import split_tensors
 from .schedule import default_optimizers
 from .schema import Schema
@@ -151,7 +151,7 @@ def _bytes(
     total, copied = 0, 0
     for network in networks:
         optimizer = default_optimizers(network, tables=table_optimizer)[0]
-        tables = [m for m in network.modules() if isinstance(m, EmbeddingTables)]
+        tables = tables_in(network)
         weights = sum(m.weight.numel() * m.weight.element_size() for m in tables)
         total += sum(m.nbytes for m in tables) + kept_copies * weights
         if all(m.fused for m in tables):

@@ -20,7 +20,7 @@ class Field:
             ``"impression"`` otherwise.
         table: Name of the embedding table; fields with the same name share it. None means a
             table of its own.
-        dim: Embedding dimension; None means the model's.
+        dim: Embedding dimension, 1 to 256; None means the model's. The fields of a table have one.
         weighted: Occurrences carry a value that multiplies the embedding.
         multi: A bag can hold several occurrences (stored as a list, else as a nullable scalar).
         rows: Rows of the table, row 0 (unknown) included; None until a vocabulary gives it.
@@ -40,6 +40,8 @@ class Field:
     rows: int | str | None = None
 
     def __post_init__(self) -> None:
+        if self.dim is not None and not 1 <= self.dim <= 256:
+            raise ValueError(f"field {self.name!r}: dim: expected 1 to 256, got {self.dim}")
         if isinstance(self.rows, str) and (self.hashed_rows or 0) < 2:
             raise ValueError(
                 f"field {self.name!r}: rows: expected a number, 'hash:2**20' or 'hash:1000000' "
@@ -126,6 +128,27 @@ class Schema:
                     f"fields, got {field.rows!r} from {field.name!r}"
                 )
         return {table: rows for table, rows in hashed.items() if rows is not None}
+
+    def table_dims(self, default: int) -> dict[str, int]:
+        """Returns the embedding dimension of each table, in the order of `tables`.
+
+        Args:
+            default: Of fields that do not say one.
+
+        >>> Schema((Field("a", dim=8), Field("b"))).table_dims(18)
+        {'a': 8, 'b': 18}
+        """
+        dims: dict[str, int] = {}
+        for field in (*self.common, *self.impression):
+            dim = field.dim or default
+            if dims.setdefault(field.table_name, dim) != dim:
+                raise ValueError(
+                    f"table {field.table_name!r}: expected one dimension from all its fields, "
+                    f"got {dims[field.table_name]} and {dim}"
+                    + f" (the default, as {field.name!r} says none)"
+                    * (field.dim is None)
+                )
+        return dims
 
     @property
     def row_bases(self) -> dict[str, int]:

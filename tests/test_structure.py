@@ -44,6 +44,7 @@ ORDER = [
     "shards",
     "merge_shards",
     "prepare_log",
+    "field_columns",
     "embedding",
     "embedding_bag",
     "optim",
@@ -86,6 +87,7 @@ DATA_SIDE = {"logs", "synth", "dataset", "prepare_log", "batches"}
 MODEL_SIDE = {
     "reference",
     "ops",
+    "field_columns",
     "embedding",
     "embedding_bag",
     "optim",
