@@ -204,7 +204,7 @@ def dump(dataset: Path, out: Path) -> None:
 @click.option("--train", "train_set", type=_EXISTING, help="Dataset to train on.")
 @click.option("--valid", type=_EXISTING, help="Dataset to evaluate after each epoch.")
 @click.option("--config", "config_file", type=_EXISTING, help="YAML; options override it.")
-@click.option("--method", help="esmm (default), ctr, base, aman-10, ...; see `compare`.")
+@click.option("--method", help="esmm (default), chain (K labels), ctr, base, aman-10, ...")
 @click.option("--out", type=_PATH, required=True, help="RUN; must not exist without --resume.")
 @click.option("--resume", is_flag=True, help="Continue RUN, to the same bits; begin it if missing.")
 @click.option("--evaluate-steps", type=COUNT, help="Evaluate within an epoch too.")
@@ -307,7 +307,7 @@ def evaluate(
 @click.option("--out", type=_PATH, required=True, help="Parquet file; must not exist.")
 @_KEPT
 def predict(run: Path, dataset: Path, out: Path, unclicked_kept: float) -> None:
-    """Write pctr, pcvr and pctcvr of every impression, by sample_id."""
+    """Write pctr, pcvr and pctcvr (a chain: every stage) of every impression, by sample_id."""
     refuse_existing(out)
     from .dataset import Dataset
     from .predict import write_predictions

@@ -104,7 +104,10 @@ def compare(
     }
     records = Records(out, plan)
     vocabulary = Vocabulary.from_dataset(
-        train, min_count=settings.min_count, selected=train.selection is not None
+        train,
+        settings.min_count,
+        schema=train.schema.with_tables(rows=settings.rows),
+        selected=train.selection is not None,
     )
     sized = vocabulary.sized(train.schema)
     networks = {id(n.model): n for m in (CTR, *chosen) for n in m.networks.values()}

@@ -25,7 +25,7 @@ from .calibration import Slices
 from .catalogue import TRAINABLE, by_name
 from .config import RunConfig, Settings
 from .dataset import Dataset
-from .evaluation import SPACES, Truth, task_columns, task_metrics
+from .evaluation import SPACES, Truth, stage_columns, task_columns, task_metrics
 from .methods import Network, Trained, build_networks, fit_method
 from .run_log import event_writer_class
 from .run_session import Session
@@ -89,7 +89,11 @@ def train(
     if going_on:
         vocabulary = Vocabulary.load(out / "vocabulary.arrow")
     else:
-        vocabulary = Vocabulary.from_dataset(dataset, min_count=settings.min_count)
+        vocabulary = Vocabulary.from_dataset(
+            dataset,
+            settings.min_count,
+            schema=dataset.schema.with_tables(rows=settings.rows),
+        )
     needed = table_memory(
         tuple(method.networks.values()),
         vocabulary.sized(dataset.schema),
@@ -255,6 +259,11 @@ class Run:
             progress: Shows a bar.
         """
         check_same_fields(self.schema, dataset.schema, self.path, dataset.path)
+        if truth is not None and self.trained.method.stages:
+            raise ValueError(
+                "truth: it holds pctr and pcvr; a chain predicts its labels, "
+                f"{', '.join(self.schema.labels)}"
+            )
         if truth is not None:
             truth.check_covers(dataset)
         slices = {field: Slices.of(dataset, field) for field in by}
@@ -264,6 +273,8 @@ class Run:
         result = task_metrics(predictions, truth)
         if slices:
             tasks = {task: task_columns(predictions, task) for task in SPACES if task in result}
+            for name, (_, *columns, rows) in stage_columns(predictions).items():
+                tasks[name] = (*columns, rows if isinstance(rows, np.ndarray) else None)
             result["slices"] = {
                 field: {task: each.calibration(*columns) for task, columns in tasks.items()}
                 for field, each in slices.items()
@@ -281,7 +292,7 @@ def counts(dataset: Dataset) -> dict[str, Any]:
         "path": str(dataset.path),
         "impressions": len(dataset),
         "clicks": int(labels[:, 0].sum()),
-        "conversions": int(labels[:, 1].sum()),
+        "conversions": int(labels[:, -1].sum()),
         "common_rows": len(dataset.common_rows),
         "common_rows_used": len(np.unique(common_rows_of(dataset))),
     }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 Side = Literal["common", "impression"]
 
@@ -162,6 +163,42 @@ class Schema:
     def with_rows(self, rows: Mapping[str, int]) -> Schema:
         """Returns this schema with `rows[table]` written into every field."""
         return replace(self, fields=tuple(replace(f, rows=rows[f.table_name]) for f in self.fields))
+
+    def with_tables(
+        self, dims: Mapping[str, int] | None = None, rows: Mapping[str, str] | None = None
+    ) -> Schema:
+        """Returns this schema with dimensions and hashed rows of some tables, in all their fields.
+
+        Args:
+            dims: Embedding dimension by table.
+            rows: ``"hash:2**20"`` by table.
+
+        Raises:
+            ValueError: Naming `dims` or `rows`, where the schema has no such table.
+
+        >>> schema = Schema((Field("seen", table="item"), Field("item"), Field("tag")))
+        >>> schema.with_tables({"item": 8}, {"tag": "hash:64"}).fields[1:]
+        ... # doctest: +NORMALIZE_WHITESPACE
+        (Field(name='item', side='impression', table=None, dim=8, weighted=False, multi=False,
+               rows=None),
+         Field(name='tag', side='impression', table=None, dim=None, weighted=False, multi=False,
+               rows='hash:64'))
+        """
+        given = {"dims": dims or {}, "rows": rows or {}}
+        for argument, by_table in given.items():
+            if unknown := next((table for table in by_table if table not in self.tables), None):
+                near = difflib.get_close_matches(unknown, self.tables, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(self.tables)}"
+                raise ValueError(f"{argument}: the schema has no table {unknown!r}; {hint}")
+
+        def changed(field: Field) -> Field:
+            changes: dict[str, Any] = {}
+            for name, by_table in (("dim", given["dims"]), ("rows", given["rows"])):
+                if field.table_name in by_table:
+                    changes[name] = by_table[field.table_name]
+            return replace(field, **changes)
+
+        return replace(self, fields=tuple(map(changed, self.fields)))
 
     @staticmethod
     def of(fields: Schema | Mapping[str, int] | Iterable[Field]) -> Schema:

@@ -12,6 +12,21 @@ int64_t stretches(int64_t count) { return (count + kStretch - 1) / kStretch; }
 
 }  // namespace
 
+template <typename Work>
+void PlanSplitter::for_bags(int64_t stretch, const Work& work) const {
+  const int64_t last = std::min((stretch + 1) * kStretch, plan_.bags);
+  for (int64_t bag = stretch * kStretch; bag < last;) {
+    const bool common = bag < plan_.common_bags;
+    const std::vector<FieldPart>& fields = common ? common_ : impression_;
+    const int64_t end = common ? std::min(last, plan_.common_bags) : last;
+    size_t field = (bag - (common ? 0 : plan_.common_bags)) % fields.size();
+    for (; bag < end; ++bag) {
+      work(bag, fields[field]);
+      if (++field == fields.size()) field = 0;
+    }
+  }
+}
+
 std::vector<PlanSplitter::Count> PlanSplitter::begin_from_counts(std::vector<Count>& counts) const {
   std::vector<Count> totals(parts_);
   for (size_t at = 0; at < counts.size(); ++at) {
@@ -28,10 +43,8 @@ int64_t PlanSplitter::count(const RunTasks& run) {
   bags_.assign(stretches(plan_.bags) * parts_, {});
   std::vector<int64_t> bad(stretches(plan_.bags), plan_.occurrences);
   run(stretches(plan_.bags), [&](int64_t stretch) {
-    Count* counts = bags_.data() + stretch * parts_;
-    const int64_t last = std::min((stretch + 1) * kStretch, plan_.bags);
-    for (int64_t bag = stretch * kStretch; bag < last; ++bag) {
-      const FieldPart& field = field_of_bag(bag);
+    std::vector<Count> counts(parts_);
+    for_bags(stretch, [&](int64_t bag, const FieldPart& field) {
       const int64_t begin = plan_.offsets[bag], end = plan_.offsets[bag + 1];
       counts[field.part].groups += 1;
       counts[field.part].occurrences += end - begin;
@@ -40,7 +53,8 @@ int64_t PlanSplitter::count(const RunTasks& run) {
           bad[stretch] = std::min(bad[stretch], n);
           break;
         }
-    }
+    });
+    std::copy(counts.begin(), counts.end(), bags_.begin() + stretch * parts_);
   });
   bag_totals_ = begin_from_counts(bags_);
   first_.assign(parts_, 0);
@@ -54,21 +68,20 @@ int64_t PlanSplitter::count(const RunTasks& run) {
 
 void PlanSplitter::write_bags(const PlanParts& out, int64_t stretch) {
   std::vector<Count> next(bags_.begin() + stretch * parts_, bags_.begin() + (stretch + 1) * parts_);
-  const int64_t last = std::min((stretch + 1) * kStretch, plan_.bags);
-  for (int64_t bag = stretch * kStretch; bag < last; ++bag) {
-    const FieldPart& field = field_of_bag(bag);
+  for_bags(stretch, [&](int64_t bag, const FieldPart& field) {
     Count& at = next[field.part];
-    const int64_t first = first_[field.part];
     out.offsets[first_bag_[field.part] + at.groups] = static_cast<int32_t>(at.occurrences);
-    for (int64_t n = plan_.offsets[bag]; n < plan_.offsets[bag + 1]; ++n) {
-      const int64_t place = first + at.occurrences++;
-      out.rows[place] = static_cast<int32_t>(plan_.rows[n] - field.shift);
-      out.source[place] = static_cast<int32_t>(n);
-      out.bag_of_occurrence[place] = static_cast<int32_t>(at.groups);
-      place_[n] = static_cast<int32_t>(place);
+    const int64_t begin = plan_.offsets[bag], end = plan_.offsets[bag + 1];
+    const int64_t behind = first_[field.part] + at.occurrences - begin;
+    for (int64_t n = begin; n < end; ++n) {
+      out.rows[behind + n] = static_cast<int32_t>(plan_.rows[n] - field.shift);
+      out.source[behind + n] = static_cast<int32_t>(n);
+      out.bag_of_occurrence[behind + n] = static_cast<int32_t>(at.groups);
+      place_[n] = static_cast<int32_t>(behind + n);
     }
-    ++at.groups;
-  }
+    at.groups += 1;
+    at.occurrences += end - begin;
+  });
 }
 
 int64_t PlanSplitter::part_of(int64_t place) const {

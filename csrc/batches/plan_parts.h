@@ -68,6 +68,10 @@ class PlanSplitter {
   }
 
  private:
+  // Calls work(bag, its field) for the bags of one stretch, in order.
+  template <typename Work>
+  void for_bags(int64_t stretch, const Work& work) const;
+
   struct Count {
     int64_t groups = 0;  // bags or touched rows
     int64_t occurrences = 0;
