@@ -24,7 +24,7 @@ from .methods import Method
 from .records import Records
 from .results import DIFFERENCES, best_of, differences, label, summarize
 from .runner import Runner, key_of
-from .runs import check_same_fields, counts, dataset_identity, machine, now, table_memory
+from .runs import check_same_fields, counts, dataset_identity, machine, now, training_memory
 from .samplers import share_of_groups, split_off_end
 from .vocabulary import Vocabulary
 
@@ -111,7 +111,7 @@ def compare(
     )
     sized = vocabulary.sized(train.schema)
     networks = {id(n.model): n for m in (CTR, *chosen) for n in m.networks.values()}
-    needed = [table_memory([n], sized, settings) for n in networks.values()]  # trained in turn
+    needed = [training_memory([n], sized, settings) for n in networks.values()]  # trained in turn
     most = max(needed, key=lambda each: each.total)
     say(most.lines(checkpoint=False)[0])
     most.check(available(), checkpoint=False)

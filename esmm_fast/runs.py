@@ -59,7 +59,7 @@ def train(
         out: RUN.
         resume: Continue the run in `out`, if there is one; else begin it.
         progress: Shows bars.
-        say: Receives lines for the user: the memory of the tables, what is continued.
+        say: Receives lines for the user: the memory it will take, what is continued.
 
     Returns:
         What the report shows: `config`, `data`, `networks` (steps, impressions, seconds and loss
@@ -68,7 +68,7 @@ def train(
     Raises:
         FileExistsError: If `out` exists and is not to be continued.
         Interrupted: After a signal, with the state saved.
-        MemoryError: If the tables do not fit.
+        MemoryError: If it does not fit.
         ValueError: If the datasets' fields differ, the method is unknown, or `out` holds the run of
             another config or of other data.
     """
@@ -94,7 +94,7 @@ def train(
             settings.min_count,
             schema=dataset.schema.with_tables(rows=settings.rows),
         )
-    needed = table_memory(
+    needed = training_memory(
         tuple(method.networks.values()),
         vocabulary.sized(dataset.schema),
         settings,
@@ -152,22 +152,21 @@ def train(
     return results
 
 
-def table_memory(
+def training_memory(
     networks: Sequence[Network], schema: Schema, settings: Settings, kept_copies: int = 0
-) -> memory.TableMemory:
-    """Returns the memory that the tables of networks will take all at once.
+) -> memory.TrainingMemory:
+    """Returns the memory that networks will take all at once; see `memory.of_training`.
 
     Args:
         networks: Of a method.
         schema: With table rows.
-        settings: Dimension and optimizer.
+        settings: Of the training.
         kept_copies: Copies of the parameters that training keeps beside them.
     """
-    small = msgspec.structs.replace(settings, hidden=(1,))
-    return memory.of_tables(
-        lambda schema: [network.build(schema, small, 0) for network in networks],
+    return memory.of_training(
+        lambda schema, settings: [network.build(schema, settings, 0) for network in networks],
         schema,
-        settings.table_optimizer,
+        settings,
         kept_copies,
     )
 
