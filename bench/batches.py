@@ -14,7 +14,7 @@ import synth_log
 import torch
 
 from esmm_fast import reference
-from esmm_fast.batches import Batches
+from esmm_fast.data.batches import Batches
 from esmm_fast.schema import Field
 
 

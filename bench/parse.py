@@ -19,10 +19,10 @@ import esmm_fast._native as _native
 import harness
 import peers
 
-from esmm_fast.logs import LogReader
-from esmm_fast.prepare_log import prepare
+from esmm_fast.data.logs import LogReader
+from esmm_fast.data.prepare_log import prepare
+from esmm_fast.data.synth import synth
 from esmm_fast.schema import ALI_CCP
-from esmm_fast.synth import synth
 
 PEER_IMPRESSIONS = {"python": 40_000, "pandas": 40_000}
 """Impressions of a slow peer's log; the others read `--peer-impressions`."""

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import nn
 
-from .embedding import EmbeddingTables
+from ..embedding import EmbeddingTables
+from ..schedule import default_optimizers
+from ..schema import Schema
 from .nested import split_tensors
-from .schedule import default_optimizers
-from .schema import Schema
 
 
 @dataclass(frozen=True)

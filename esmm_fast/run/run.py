@@ -20,20 +20,21 @@ import msgspec
 import numpy as np
 import torch
 
-from . import __version__, checkpoint, config, memory
-from .calibration import Slices
-from .catalogue import TRAINABLE, by_name
-from .config import RunConfig, Settings
-from .dataset import Dataset
-from .evaluation import SPACES, Truth, task_columns, task_metrics
-from .methods import Network, Trained, build_networks, fit_method
-from .run_log import event_writer_class
-from .run_session import Session
-from .samplers import common_rows_of
-from .schema import Schema
-from .staging import refuse_existing, staged_directory
-from .train import History
-from .vocabulary import Vocabulary
+from .. import __version__, config
+from ..calibration import Slices
+from ..catalogue import TRAINABLE, by_name
+from ..config import RunConfig, Settings
+from ..data.dataset import Dataset
+from ..evaluation import SPACES, Truth, task_columns, task_metrics
+from ..methods import Network, Trained, build_networks, fit_method
+from ..run import checkpoint, memory
+from ..samplers import common_rows_of
+from ..schema import Schema
+from ..staging import refuse_existing, staged_directory
+from ..train import History
+from ..vocabulary import Vocabulary
+from .log import event_writer_class
+from .session import Session
 
 UNBOUND = ("checkpoint_minutes", "keep_checkpoints", "tensorboard")
 """Keys of the config that may change when a run is continued."""

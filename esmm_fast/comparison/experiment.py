@@ -14,19 +14,19 @@ from typing import Any
 
 import msgspec
 
-from . import __version__
-from .catalogue import CTR, family_of, resolve
-from .config import Settings
-from .dataset import Dataset
-from .evaluation import Truth
-from .memory import available
-from .methods import Method
+from .. import __version__
+from ..catalogue import CTR, family_of, resolve
+from ..config import Settings
+from ..data.dataset import Dataset
+from ..evaluation import Truth
+from ..methods import Method
+from ..run.memory import available
+from ..run.run import check_same_fields, counts, dataset_identity, machine, now, table_memory
+from ..samplers import share_of_groups, split_off_end
+from ..vocabulary import Vocabulary
 from .records import Records
 from .results import DIFFERENCES, best_of, differences, label, summarize
 from .runner import Runner, key_of
-from .runs import check_same_fields, counts, dataset_identity, machine, now, table_memory
-from .samplers import share_of_groups, split_off_end
-from .vocabulary import Vocabulary
 
 PROTOCOL = (
     "CVR: AUC of pCVR over clicked test impressions. CTCVR: AUC of pCTR * pCVR over all test "

@@ -7,15 +7,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..progress import Progress
+from ..schema import ALI_CCP, Schema
+from ..staging import naming, refuse_existing, staged_directory
 from .dataset_files import checked, write_dataset
 from .find_logs import Meter, find_logs
 from .inputs import Files, PathLike
 from .log_format import LogFormat, read_format
 from .logs import CHUNK_BYTES, LogReader, OnError
-from .progress import Progress
-from .schema import ALI_CCP, Schema
 from .shards import Shard, part_of, write_shard
-from .staging import naming, refuse_existing, staged_directory
 from .tables import TableReader
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import msgspec
 import pyarrow as pa
 
-from . import config
+from .. import config
+from ..schema import ALI_CCP, Field, Schema
 from .manifest import schema_from_dict
-from .schema import ALI_CCP, Field, Schema
 
 KeyKind = Literal["hex", "decimal", "text"]
 NumberType = Literal["int64", "float64"]

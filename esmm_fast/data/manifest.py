@@ -7,7 +7,7 @@ from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
-from .schema import Field, Schema
+from ..schema import Field, Schema
 
 FORMAT = "esmm_fast dataset"
 SHARD_FORMAT = "esmm_fast shard"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._compiled import _native
-from .schema import Field, Schema
-from .vocabulary import LogTables, Vocabulary
+from .._compiled import _native
+from ..schema import Field, Schema
+from ..vocabulary import LogTables, Vocabulary
 
 if TYPE_CHECKING:
     import pyarrow as pa

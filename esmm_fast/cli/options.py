@@ -1,17 +1,22 @@
-"""Options apart from their commands: the settings of `train` and `compare`, and --shard."""
+"""What several commands' options are made of: kinds, the settings, --shard."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from .config import Settings
+from ..config import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 COUNT = click.IntRange(min=1)
+EXISTING = click.Path(exists=True, path_type=Path)
+FILE = click.Path(exists=True, allow_dash=True, path_type=Path)
+PATH = click.Path(path_type=Path)
+RATE = click.FloatRange(0, 1, min_open=True, max_open=True)
 
 
 def _widths(context: click.Context, option: click.Parameter, value: str | None) -> Any:
@@ -27,7 +32,7 @@ def shard(context: click.Context, option: click.Parameter, value: str | None) ->
     """Returns (i, N) of --shard i/N."""
     if value is None:
         return None
-    from .shards import parse_shard
+    from ..data.shards import parse_shard
 
     try:
         return parse_shard(value)
@@ -67,3 +72,8 @@ def settings_options(command: Command) -> Command:
         flag = f"--{name.replace('_', '-')}"
         command = click.option(flag, type=kind, callback=callback, help=text)(command)
     return command
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options that were given, so that the defaults stand in one place alone."""
+    return {name: value for name, value in options.items() if value not in (None, ())}

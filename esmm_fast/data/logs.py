@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from ._compiled import _native
+from .._compiled import _native
+from ..machine import usable_cores
+from ..schema import ALI_CCP, Field, Schema, Side
 from .inputs import Files, Inputs, LogFile, log_files
 from .log_format import LogFormat
-from .machine import usable_cores
 from .record_batches import (
     Layout,
     arrow_schema,
@@ -22,7 +23,6 @@ from .record_batches import (
     promoted_schema,
     record_batch,
 )
-from .schema import ALI_CCP, Field, Schema, Side
 
 OnError = Literal["stop", "skip"]
 

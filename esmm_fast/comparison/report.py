@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from . import plots
-from .metrics import auc_standard_error
+from ..comparison import plots
+from ..metrics import auc_standard_error
 from .report_tables import (
     beside_paper,
     difference_table,

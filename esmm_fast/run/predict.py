@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from ..data.dataset import Dataset
+from ..evaluation import COLUMNS, Predictions, predict_batch
+from ..methods import evaluation_batches
+from ..progress import Bar
+from ..staging import naming, refuse_existing
 from .checkpoint import sync
-from .dataset import Dataset
-from .evaluation import COLUMNS, Predictions, predict_batch
-from .methods import evaluation_batches
-from .progress import Bar
-from .runs import Run, check_same_fields
-from .staging import naming, refuse_existing
+from .run import Run, check_same_fields
 
 SCHEMA = pa.schema(
     [("sample_id", pa.uint64()), *((name, pa.float32()) for name in COLUMNS)],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .schema import ALI_CCP
+from ..schema import ALI_CCP
 
 _ROWS: dict[str, dict[str, int]] = {
     "train": {

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from . import __version__
-from ._compiled import _native
+from .. import __version__
+from .._compiled import _native
+from ..schema import ALI_CCP, Field, Schema, Side
 from .logs import SideReport, merged
 from .manifest import DATA_FILES, schema_to_dict, write_manifest
 from .record_batches import Layout, arrow_schema, conform
-from .schema import ALI_CCP, Field, Schema, Side
 
 TABLES: dict[Side, str] = {"common": "common_rows.arrow", "impression": "impressions.arrow"}
 

@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ._compiled import _native
+from .._compiled import _native
+from ..progress import Progress
+from ..schema import Field, Schema, Side
+from ..staging import staged_directory
 from .dataset_files import TABLES, write_dataset
 from .logs import LogError, SideReport, key_rows, report_of_keys, require_impressions
-from .progress import Progress
 from .record_batches import Layout, narrowed, needed_layout, promoted_schema
-from .schema import Field, Schema, Side
 from .shards import Shard, in_order
-from .staging import staged_directory
 
 if TYPE_CHECKING:
     from .dataset import Dataset

@@ -88,9 +88,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from ._compiled import _native
-from .machine import usable_cores
-from .staging import staged_directory
+from .._compiled import _native
+from ..machine import usable_cores
+from ..staging import staged_directory
 
 VERSION = 1
 """Version of the generator: another one can give other bytes for the same arguments."""

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from . import __version__
-from ._compiled import _native
+from .. import __version__
+from .._compiled import _native
+from ..schema import Field, Schema, Side
 from .dataset_files import TABLES, HashedFile, TableFile, write_counts
 from .find_logs import Log
 from .inputs import STANDARD_INPUT, LogFile
@@ -28,7 +29,6 @@ from .manifest import (
     write_manifest,
 )
 from .record_batches import Layout
-from .schema import Field, Schema, Side
 
 _ENDS = 1 << 20  # bytes at either end of a file that its fingerprint is made of
 

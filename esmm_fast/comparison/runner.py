@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import metrics
-from .catalogue import CTR
-from .config import Settings
-from .dataset import Dataset
-from .evaluation import Predictions, Truth, task_metrics
+from .. import metrics
+from ..catalogue import CTR
+from ..config import Settings
+from ..data.dataset import Dataset
+from ..evaluation import Predictions, Truth, task_metrics
+from ..methods import Method, Network, fit_method
+from ..run.run import network_facts, peak_memory
+from ..samplers import Context, common_rows_of
+from ..vocabulary import Vocabulary
 from .intervals import auc_error
-from .methods import Method, Network, fit_method
 from .records import Arrays, Records
 from .results import rounded
-from .runs import network_facts, peak_memory
-from .samplers import Context, common_rows_of
-from .vocabulary import Vocabulary
 
 COLUMNS = ("pctr", "pcvr", "pctcvr")
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
-from . import _library, checkpoint
-from .config import RunConfig
+from .. import _library
+from ..config import RunConfig
+from ..run import checkpoint
+from ..train import Training
 from .interruption import Interrupted, Interruption
-from .run_log import RunLog
-from .train import Training
+from .log import RunLog
 
 
 class Session:

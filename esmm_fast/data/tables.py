@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from . import table_columns
+from ..data import table_columns
+from ..schema import Field, Schema, Side
 from .log_format import LogFormat
 from .logs import LogError, SideReport
 from .record_batches import Layout, arrow_schema, check_columns, promoted_schema
-from .schema import Field, Schema, Side
 from .table_columns import Bags, ColumnError
 from .table_source import Source, sources
 

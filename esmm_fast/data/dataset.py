@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.dataset
 
-from ._compiled import _native
+from .._compiled import _native
+from ..schema import Field, Schema, Side
+from ..staging import staged_directory
 from .manifest import (
     DATA_FILES,
     DatasetError,
@@ -22,8 +24,6 @@ from .manifest import (
 )
 from .published import published_comparison
 from .record_batches import IMPRESSION_COLUMNS
-from .schema import Field, Schema, Side
-from .staging import staged_directory
 
 if TYPE_CHECKING:
     from .batches import Batches
@@ -208,7 +208,7 @@ class Dataset:
         return labels.astype(np.float32)
 
     def batches(self, batch_size: int, **options: Any) -> Batches:
-        """Returns the batches of this view: see `esmm_fast.batches.Batches`."""
+        """Returns the batches of this view: see `esmm_fast.data.batches.Batches`."""
         from .batches import Batches
 
         return Batches(self, batch_size, **options)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from .train import History, Step
+from ..train import History, Step
 
 LOG_STEPS = 50
 """Steps between two lines of metrics.jsonl."""

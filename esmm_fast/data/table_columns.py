@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ._compiled import _native
-from .schema import Field
+from .._compiled import _native
+from ..schema import Field
 
 _UINT32_MAX = np.iinfo(np.uint32).max
 

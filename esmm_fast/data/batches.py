@@ -10,13 +10,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ._compiled import _native
-from .batch import Batch
+from .._compiled import _native
+from ..batch import Batch
+from ..machine import usable_cores
+from ..plan import Plan
+from ..schema import Schema
+from ..vocabulary import LogTables, Vocabulary
 from .columns import Carried, batch_source, carried_columns, contradicting_labels
-from .machine import usable_cores
-from .plan import Plan
-from .schema import Schema
-from .vocabulary import LogTables, Vocabulary
 
 LabelKind = Literal["and", "drop", "raw"]
 

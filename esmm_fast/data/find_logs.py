@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ..progress import Progress
 from .inputs import ARCHIVE_SUFFIXES, Files, Inputs, LogFile, PathLike, is_archive, log_files
-from .progress import Progress
 
 Log = tuple[list[LogFile], list[LogFile]]
 """The skeleton files and the common files of one log."""

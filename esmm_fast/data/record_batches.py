@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .schema import Field, Schema, Side
+from ..schema import Field, Schema, Side
 
 IMPRESSION_COLUMNS = ("sample_id", "click", "conversion", "common_row")
 COMMON_COLUMNS = ("key",)
