@@ -295,7 +295,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, error):
 
 SLOW_PREPARE = """
 import sys, time
-from esmm_fast import dataset_files, prepare_log
+from esmm_fast.data import dataset_files, prepare_log
 write = dataset_files.TableFile.write
 def slow_write(self, batch, layout):
     write(self, batch, layout)
