@@ -18,7 +18,7 @@ from esmm_fast.config import RunConfig, resolve
 from esmm_fast.embedding import tables_in
 from esmm_fast.evaluation import Predictions, stage_columns, task_metrics
 from esmm_fast.networks import ChainNetwork
-from esmm_fast.runs import Run
+from esmm_fast.run.run import Run
 
 pytest_plugins = ("synthetic_log",)
 
@@ -33,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     paths = write_tables(folder / "tables")
     from click.testing import CliRunner
 
-    from esmm_fast.cli import cli
+    from esmm_fast.cli.main import cli
 
     for half in ("train", "test"):
         given = ["--table", paths[half], "--schema", paths["schema"], "--out", folder / half]
@@ -46,7 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path) -> Path:
     from click.testing import CliRunner
 
-    from esmm_fast.cli import cli
+    from esmm_fast.cli.main import cli
 
     given = ["train", "--train", data / "train", "--valid", data / "test", "--out", data / "run"]
     done = CliRunner().invoke(cli, [*map(str, given), *TRAIN])

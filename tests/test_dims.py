@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from esmm_fast import ESMM, Batch, EmbeddingTables, EntireSpaceChain, Field, Schema, ops
-from esmm_fast.checkpoint import load, save
 from esmm_fast.embedding import tables_in
 from esmm_fast.optim import (
     SGD,
@@ -26,6 +25,7 @@ from esmm_fast.optim import (
     RowwiseAdagrad,
     clip_grad_norm_,
 )
+from esmm_fast.run.checkpoint import load, save
 
 DIMS = {"user": 4, "shop": 3, "item": None, "shop_of_item": 3}
 DEFAULT = 6

@@ -10,12 +10,14 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from esmm_fast import ESMM, Batch, Field, Schema, experiment, memory
-from esmm_fast.checkpoint import save
+from esmm_fast import ESMM, Batch, Field, Schema
+from esmm_fast.comparison import experiment
+from esmm_fast.comparison.experiment import compare
 from esmm_fast.config import Settings
 from esmm_fast.embedding import tables_in
-from esmm_fast.experiment import compare
-from esmm_fast.nested import split_tensors
+from esmm_fast.run import memory
+from esmm_fast.run.checkpoint import save
+from esmm_fast.run.nested import split_tensors
 from esmm_fast.schedule import default_optimizers
 
 if TYPE_CHECKING:
