@@ -17,14 +17,16 @@ import torch
 from embedding_update import rotated
 from synth_log import Inputs
 
-from esmm_fast import EmbeddingTables, Schema, ops, reference
+from esmm_fast import ESMM, EmbeddingTables, Schema, ops, reference
 from esmm_fast.optim import LazyAdam
+from esmm_fast.schedule import default_optimizers
 
 DIMS = {  # of the fields in turn; rows and pooled columns have about the bytes of D = 18
-    "one dimension": (18,),
-    "two dimensions": (14, 22),
-    "six dimensions": (12, 24, 14, 22, 16, 20),
+    "one dimension, 18": (18,),
+    "esmm_fast, two dimensions, 14 and 22": (14, 22),
+    "esmm_fast, six dimensions, 12 to 24": (12, 24, 14, 22, 16, 20),
 }
+TWO = (14, 22)
 
 
 def with_dims(schema: Schema, dims: tuple[int, ...]) -> Schema:
@@ -73,21 +75,44 @@ def step(
     )
 
 
+def training_step(threads: int, rounds: int, batch_size: int = 4096) -> harness.Comparison:
+    """Returns the times of a whole step of ESMM, plan made ahead."""
+    inputs = synth_log.inputs(batch_size, whole=False)
+    calls = {}
+    for name, dims in DIMS.items():
+        model = ESMM(with_dims(inputs[0].schema, dims))
+        optimizers = default_optimizers(model)
+
+        def run(i: int, model=model, optimizers=optimizers) -> None:
+            batch = inputs[i].batch
+            model.loss(model(batch), batch).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+
+        calls[name] = rotated(run, len(inputs))
+    title = f"training step of ESMM, plan made ahead, whole groups, {inputs[0]}"
+    return harness.compare(
+        title, calls, rounds=rounds, threads=threads, warmup=1, sample_seconds=0.1
+    )
+
+
 def run(options: argparse.Namespace) -> Sequence[harness.Comparison]:
     """Times splitting and whole steps."""
     found = []
-    for groups in synth_log.GROUPS:
+    for groups in ("whole groups", "clicked only"):
         inputs = synth_log.inputs(4096, groups, whole=False, rotation=4)
         for threads in options.threads:
-            found.append(split(inputs, DIMS["two dimensions"], threads, options.rounds))
+            found.append(split(inputs, TWO, threads, options.rounds))
             found.append(step(groups, threads, options.rounds))
+    found += [training_step(threads, options.rounds) for threads in options.threads]
     return found
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_plan_parts(benchmark, threads):
     inputs = synth_log.inputs(1024, impressions=synth_log.SMALL, whole=False, rotation=2)
-    measured = split(inputs, DIMS["two dimensions"], threads, 5)
+    measured = split(inputs, TWO, threads, 5)
     harness.record(benchmark, measured, "esmm_fast")
 
 
