@@ -99,6 +99,8 @@ class EmbeddingTables(nn.Module):
         if not 1 <= dim <= 256:
             raise ValueError(f"dim: expected 1 to 256, got {dim}")
         self.schema = schema
+        self.sparse = sparse
+        self.mean = mean
         rows = sum(schema.table_rows.values())
         if rows >= 2**31:
             raise ValueError(
@@ -132,8 +134,6 @@ class EmbeddingTables(nn.Module):
             self._columns = FieldColumns.of(schema, dims, of_dim)
             return
         self.dim = next(iter(dims.values()), dim)
-        self.sparse = sparse
-        self.mean = mean
         weight = _zeros(torch.empty(rows, 0, dtype=dtype, device=device), self.dim)
         self._init_weight(weight, init_std, seed, feature_ids)
         self.weight = nn.Parameter(weight)
@@ -186,25 +186,27 @@ class EmbeddingTables(nn.Module):
             )
         try:
             if self.by_dim is None:
-                return self._pool(plan, batch.common, impressions)
+                return self._pool(plan, batch.common, impressions, self)
             plans = self._columns.split(plan, batch.common)
             return self._columns.join(
                 [
-                    part._pool(own, batch.common, impressions)
+                    part._pool(own, batch.common, impressions, self)
                     for part, own in zip(self.parts, plans, strict=True)
                 ]
             )
         except IndexError as error:
             raise IndexError(f"{error}: was the batch made with another vocabulary?") from error
 
-    def _pool(self, plan: Plan, common_rows: int, impressions: int) -> tuple[Tensor, Tensor]:
+    def _pool(
+        self, plan: Plan, common_rows: int, impressions: int, whole: EmbeddingTables
+    ) -> tuple[Tensor, Tensor]:
         common_fields, impression_fields = len(self.schema.common), len(self.schema.impression)
         common, impression = ops.pooled_embedding(
             self.weight,
             plan,
             common_rows * common_fields,
-            self.mean,
-            sparse=self.sparse,
+            whole.mean,
+            sparse=whole.sparse,
             queue=self._queue,
         )
         return (

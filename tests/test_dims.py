@@ -175,6 +175,10 @@ def test_ordinary_gradients_sparse_and_dense_are_the_same() -> None:
     dense, sparse = DimsModel(), DimsModel(sparse=True)
     for model in (dense, sparse):
         model.loss(make_batch(0)).backward()
+    changed = DimsModel()
+    changed.tables.sparse = True
+    changed.loss(make_batch(0)).backward()
+    assert all(part.weight.grad.is_sparse for part in changed.tables.parts)
     for a, b in zip(dense.tables.parts, sparse.tables.parts, strict=True):
         assert b.weight.grad.is_sparse
         assert torch.equal(a.weight.grad, b.weight.grad.to_dense())
@@ -344,6 +348,25 @@ class TestCompile:
         for dim, weight in first.items():
             torch.testing.assert_close(weight, second[dim], rtol=1e-3, atol=1e-5)
         assert counter.frame_count == 1
+
+    def test_inductor_with_two_calls_in_a_step(self) -> None:
+        mixing = [torch.ones(width, 4) for width in WIDTH]
+
+        def mixed(tables: EmbeddingTables, batch: Batch) -> list[Tensor]:
+            # Products alone: Inductor calls them as they are, and starts no C++ compiler.
+            return [torch.mm(side, m) for side, m in zip(tables(batch), mixing, strict=True)]
+
+        compiled = torch.compile(mixed, fullgraph=True, dynamic=True)
+        tables = [make_tables() for _ in range(2)]
+        optimizers = [LazyAdam(each, lr=0.1) for each in tables]
+        for step in range(2):
+            batches = make_batch(step, impressions=9), make_batch(step + 5)
+            for each, optimizer, run in zip(tables, optimizers, (mixed, compiled), strict=True):
+                outs = [*run(each, batches[0]), *run(each, batches[1])]
+                sum(out.square().sum() for out in outs).backward()  # type: ignore[union-attr]
+                optimizer.step()
+        for a, b in zip(*(each.parts for each in tables), strict=True):
+            torch.testing.assert_close(a.weight, b.weight, rtol=1e-3, atol=1e-5)
 
 
 class TestESMM:
