@@ -28,8 +28,7 @@ class EmbeddingTables(nn.Module):
     """The tables of a schema in one parameter `weight` [R, D]; pools the fields of a whole batch.
 
     Letters: R rows of all tables together, D dimension, U common rows and B impressions of the
-        batch, Fc and Fs fields
-    of the common and the impression side.
+    batch, Fc and Fs fields of the common and the impression side.
 
     Where fields have dimensions of their own (`Field.dim`), the tables of each dimension are
     EmbeddingTables in themselves: `by_dim["8"].weight` [R of them, 8], `by_dim["16"].weight`, and
