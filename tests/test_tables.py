@@ -292,6 +292,22 @@ def test_common_tables_that_do_not_fit(tmp_path):
 
 
 def test_what_is_no_table(tmp_path):
+def test_no_values_are_values_of_1(tmp_path):
+    """Rows are the same common row whether or not their table has a column of values."""
+    schema = Schema((Field("u", "common", multi=True), Field("item")), labels=("click",))
+    bare = pa.table({"u": [[1, 2], [1, 2]], "item": [5, 6], "click": [0, 1]})
+    ones = bare.append_column("u_value", pa.array([[1.0, 1.0], [1.0, 2.0]]))
+    dataset = prepare(table=[bare, ones], schema=schema, out=tmp_path / "out")
+    assert dataset.impressions["common_row"].to_pylist() == [0, 0, 0, 1]
+    assert dataset.common_rows["u_value"].to_pylist() == [[1, 1], [1, 2]]
+    keyed = LogFormat(schema, key="k", columns=())
+    users = bare.append_column("k", pa.array([1, 2])).drop_columns(["item", "click"])
+    again = users.append_column("u_value", pa.array([[1.0, 1.0], [1.0, 1.0]]))
+    rows = pa.table({"k": [2, 1], "item": [5, 6], "click": [0, 1]})
+    dataset = prepare(table=rows, common=[users, again], schema=keyed, out=tmp_path / "keyed")
+    assert dataset.info()["anomalies"]["duplicate_common_rows"]["count"] == 2
+
+
     (tmp_path / "text").write_text("a,b\n")
     for table, error, message in [
         (tmp_path / "text", ValueError, r"text: a Parquet or Arrow .* expected, got b'a,b\\n'"),
