@@ -247,6 +247,15 @@ def test_standard_input(tmp_path, packed):
     assert not (tmp_path / "new").exists()
 
 
+def test_standard_input_lies_in_no_folder(tmp_path, monkeypatch):
+    """A synth.json where the process stands says nothing about it."""
+    monkeypatch.chdir(tmp_path)
+    Path("synth.json").write_text("{}")
+    assert not LogReader("-", None, ALI_CCP).synthetic
+    Path("skeleton.csv").write_text("")
+    assert LogReader("skeleton.csv", None, ALI_CCP).synthetic
+
+
 def test_standard_input_is_there_once():
     with pytest.raises(ValueError, match=r"skeleton: standard input .* once expected"):
         read_log(["-", "-"])

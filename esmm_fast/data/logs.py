@@ -13,7 +13,7 @@ import pyarrow as pa
 from .._compiled import _native
 from ..machine import usable_cores
 from ..schema import ALI_CCP, Field, Schema, Side
-from .inputs import Files, Inputs, LogFile, log_files
+from .inputs import STANDARD_INPUT, Files, Inputs, LogFile, log_files
 from .log_format import LogFormat
 from .record_batches import (
     Layout,
@@ -224,7 +224,8 @@ class LogReader:
     @property
     def synthetic(self) -> bool:
         """Whether `synth` wrote the log."""
-        return any((f.path.parent / "synth.json").exists() for f in self.files["impression"])
+        files = [f.path for f in self.files["impression"] if f.path != STANDARD_INPUT]
+        return any((path.parent / "synth.json").exists() for path in files)
 
     @property
     def promoted_schema(self) -> Schema:
