@@ -261,7 +261,6 @@ class LogReader:
         try:
             inputs = [self._inputs.open(file) for file in self.files[side]]
             self.sources[side] = [name for name, _, _ in inputs]
-            plain = all(path for _, path, _ in inputs)
             stream = _native.LogStream(
                 inputs=inputs,
                 common=side == "common",
@@ -286,7 +285,7 @@ class LogReader:
                     self._on_block(side, block)
                 if self._rejects is not None and (lines := block.rejects):
                     self._rejects(lines)
-                if plain:
+                if inputs[block.file][1] is not None:
                     self._inputs.add_plain(block.bytes)
                 if self._advance is not None:
                     self._advance(self._inputs.done, self._inputs.total)
