@@ -331,4 +331,28 @@ def test_no_values_are_values_of_1(tmp_path):
 
 def test_values_are_rounded_to_float32(tmp_path):
     dataset = prepare(table=changed(price=[0.1] * 4), schema=SHOP, out=tmp_path / "out")
+    for nothing in (None, (), []):
+        options = {"skeleton": nothing, "common": nothing, "check": True}
+        assert prepare(table=ROWS, schema=SHOP, **options)["impressions"] == 4
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("where", ["begin", "end"])
+def test_damaged_files_are_named(tmp_path, kind, where):
+    path = tmp_path / f"t.{kind}"
+    rows = pa.concat_tables([ROWS] * 400)
+    if kind == "parquet":
+        pq.write_table(rows, path, use_dictionary=False, compression="zstd")
+    else:
+        with pa.ipc.new_file(path, rows.schema) as file:
+            file.write_table(rows, max_chunksize=100)
+    stored = bytearray(path.read_bytes())
+    if where == "end":
+        del stored[-20:]
+    else:
+        stored[8:-2000] = b"\xff" * (len(stored) - 2008)
+    path.write_bytes(stored)
+    with pytest.raises(LogError, match=rf"^{path} is damaged: a table of {kind.capitalize()} ex"):
+        prepare(table=path, schema=SHOP, out=tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
     assert np.stack(dataset.impressions["dense"].to_numpy())[0, 0] == np.float32(0.1)
