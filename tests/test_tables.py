@@ -237,6 +237,7 @@ NAN, INF = float("nan"), float("inf")
         ({"click": ["1"] * 4}, "label 'click': 0 and 1, or booleans, expected, got string"),
         ({"w": [1.0, NAN, 1.0, 1.0]}, "row 2: column 'w': a number of float32's range"),
         ({"w": [1.0, 1e60, 1.0, 1.0]}, r"row 2: column 'w': .*got 1e\+60"),
+        ({"w": [1.0, 0.0, -0.5, -1.0]}, "row 3: weight 'w': .* of at least 0 expected, got -0.5"),
         ({"price": [None, 1.0, 1.0, 1.0]}, "row 1: column 'price': .*got None"),
         ({"price": ["1"] * 4}, "column 'price': numbers expected, got string"),
         ({"session": ["a", None, "b", "a"]}, "row 2: key 'session': a text expected, got null"),

@@ -187,6 +187,17 @@ def floats(batch: pa.RecordBatch, name: str) -> np.ndarray:
     return _floats(name, column)
 
 
+def weights(batch: pa.RecordBatch, name: str) -> np.ndarray:
+    """Returns a column of finite numbers of at least 0 as float32 [rows]."""
+    values = floats(batch, name)
+    if (values < 0).any():
+        at = int(np.argmax(values < 0))
+        raise ColumnError(
+            f"weight {name!r}: a number of at least 0 expected, got {batch.column(name)[at]}", at
+        )
+    return values
+
+
 def label(batch: pa.RecordBatch, name: str) -> np.ndarray:
     """Returns a label column, 0 or 1 (or false and true) in every row, as uint8 [rows]."""
     column = batch.column(name)

@@ -238,7 +238,7 @@ class TableReader:
                 pa.array(dense.reshape(-1)), len(own.dense)
             )
         if self.schema.weight is not None:
-            fixed[self.schema.weight] = table_columns.floats(batch, self.schema.weight)
+            fixed[self.schema.weight] = table_columns.weights(batch, self.schema.weight)
         for name in self.schema.extra:
             fixed[name] = table_columns.extra(batch.column(name))
         return fixed
