@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from .._compiled import _native
 from ..data import table_columns
 from ..schema import Field, Schema, Side
 from .log_format import LogFormat
@@ -67,7 +68,7 @@ class TableReader:
             ),
         }
         self._common_row = np.empty(0, np.uint32)  # joined: of every impression
-        self._row_of_key = np.empty((0, 2), np.uint64)  # sorted (key, common row)
+        self._rows_of_keys = _native.KeyMap()  # of the tables of common rows
         self._advance, self._done = advance, 0
 
     @property
@@ -249,9 +250,8 @@ class TableReader:
         """Reads tables of common rows; a key that comes again must have the same row."""
         assert self._key is not None
         report = self.reports["common"]
-        known: dict[int, tuple[int, str]] = {}  # key -> its contents, its place
-        all_keys = []
-        for source in self._common:
+        origins = np.zeros(0, [("content", np.uint64), ("table", np.uint32), ("row", np.uint64)])
+        for table, source in enumerate(self._common):
             names = [self._key, *self._names(self.schema.common, source)]
             if self._key not in source.schema.names:
                 raise ValueError(f"{source.name}: no column {self._key!r}, the key of common rows")
@@ -259,42 +259,40 @@ class TableReader:
                 with _place(source, row):
                     keys = table_columns.keys(batch, self._key)
                     several = self._bags(batch, "common")
-                    hashes = table_columns.content_hashes(several, len(keys), None)
-                    new = np.ones(len(keys), bool)
-                    for i, (key, content) in enumerate(
-                        zip(keys.tolist(), hashes[:, 0].tolist(), strict=True)
-                    ):
-                        place = f"{source.name}: row {row + i + 1}"
-                        before = known.setdefault(key, (content, place))
-                        new[i] = before[1] is place
-                        if before[0] != content:
-                            raise ColumnError(
-                                f"key {batch.column(self._key)[i]}: a second common row with other "
-                                f"contents; expected those of {before[1]}",
-                                i,
-                            )
+                    contents = table_columns.content_hashes(several, len(keys), None)[:, 0]
+                    rows, new = self._rows_of_keys.insert(keys)
+                    if len(self._rows_of_keys) > len(origins):
+                        origins.resize(2 * len(self._rows_of_keys), refcheck=False)
+                    origins["content"][rows[new]] = contents[new]
+                    origins["table"][rows[new]] = table
+                    origins["row"][rows[new]] = row + 1 + np.flatnonzero(new)
+                    other = origins["content"][rows] != contents
+                    if other.any():
+                        at = int(np.argmax(other))
+                        first = origins[rows[at]]
+                        raise ColumnError(
+                            f"key {batch.column(self._key)[at]}: a second common row with other "
+                            f"contents; expected those of {self._common[first['table']].name}: "
+                            f"row {first['row']}",
+                            at,
+                        )
                 if not new.all():
                     found = {"count": 0, "file": source.name, "row": row + int(np.argmin(new)) + 1}
                     report.anomalies.setdefault("duplicate_common_rows", found)["count"] += int(
                         (~new).sum()
                     )
                     several = self._bags(batch.filter(pa.array(new)), "common")
-                all_keys.append(keys[new])
                 counts.add(several, int(new.sum()))
                 report.rows += int(new.sum())
                 yield self._built("common", {"key": keys[new]}, several)
-        joined = np.concatenate([*all_keys, np.empty(0, np.uint64)])
-        order = np.argsort(joined, kind="stable")
-        self._row_of_key = np.stack([joined[order], order.astype(np.uint64)], axis=1)
 
     def _found(self, batch: pa.RecordBatch) -> np.ndarray:
         """Returns the common row of every impression, by its key."""
         assert self._key is not None
-        keys, known = table_columns.keys(batch, self._key), self._row_of_key
-        if not len(known):
+        if not len(self._rows_of_keys):
             raise ColumnError("the tables of the common rows are empty", 0)
-        at = np.minimum(np.searchsorted(known[:, 0], keys), len(known) - 1)
-        missing = known[at, 0] != keys
+        rows = self._rows_of_keys.find(table_columns.keys(batch, self._key))
+        missing = rows == np.iinfo(np.uint32).max
         if missing.any():
             row = int(np.argmax(missing))
             raise ColumnError(
@@ -302,7 +300,7 @@ class TableReader:
                 f"{', '.join(self.sources['common'])}",
                 row,
             )
-        return known[at, 1].astype(np.uint32)
+        return rows
 
     def _read_joined(self, counts: _Counts) -> Iterator[tuple[pa.RecordBatch, Layout]]:
         """Finds the common rows of tables that hold them beside each impression."""
