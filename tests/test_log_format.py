@@ -261,8 +261,9 @@ def test_a_count_is_checked_where_there_is_one(tmp_path):
 )
 def test_bad_schema_files(tmp_path, text, message):
     paths = files_of(tmp_path / "log", schema=text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         prepare(**paths, out=tmp_path / "out")
+    assert str(caught.value).startswith(f"{paths['schema']}:")
 
 
 def test_read_format_of_a_manifest_and_defaults(tmp_path):

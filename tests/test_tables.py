@@ -292,7 +292,6 @@ def test_common_tables_that_do_not_fit(tmp_path):
         prepare(table=rows.drop_columns("key"), common=users, schema=schema, out=tmp_path / "new")
 
 
-def test_what_is_no_table(tmp_path):
 def test_no_values_are_values_of_1(tmp_path):
     """Rows are the same common row whether or not their table has a column of values."""
     schema = Schema((Field("u", "common", multi=True), Field("item")), labels=("click",))
@@ -309,6 +308,7 @@ def test_no_values_are_values_of_1(tmp_path):
     assert dataset.info()["anomalies"]["duplicate_common_rows"]["count"] == 2
 
 
+def test_what_is_no_table(tmp_path):
     (tmp_path / "text").write_text("a,b\n")
     for table, error, message in [
         (tmp_path / "text", ValueError, r"text: a Parquet or Arrow .* expected, got b'a,b\\n'"),
@@ -323,15 +323,14 @@ def test_no_values_are_values_of_1(tmp_path):
         prepare(table=ROWS.slice(0, 0), schema=SHOP, out=tmp_path / "out")
     for options, message in [
         ({"skeleton": tmp_path / "text"}, "table, or logdir, or skeleton expected, got several"),
-        ({"on_error": "skip"}, "on_error: 'stop' expected with a table"),
+        ({"on_error": "skip"}, "on_error: 'stop' expected with a table.*got 'skip'"),
+        ({"on_error": "skp"}, "on_error: 'stop' expected with a table.*got 'skp'"),
+        ({"threads": 2}, "threads: the text files of a log expected with it, got a table"),
+        ({"chunk_bytes": 9}, "chunk_bytes: the text files of a log expected with it, got a table"),
     ]:
         with pytest.raises(ValueError, match=message):
             prepare(table=ROWS, schema=SHOP, out=tmp_path / "out", **options)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["text"]
-
-
-def test_values_are_rounded_to_float32(tmp_path):
-    dataset = prepare(table=changed(price=[0.1] * 4), schema=SHOP, out=tmp_path / "out")
     for nothing in (None, (), []):
         options = {"skeleton": nothing, "common": nothing, "check": True}
         assert prepare(table=ROWS, schema=SHOP, **options)["impressions"] == 4
@@ -356,4 +355,8 @@ def test_damaged_files_are_named(tmp_path, kind, where):
     with pytest.raises(LogError, match=rf"^{path} is damaged: a table of {kind.capitalize()} ex"):
         prepare(table=path, schema=SHOP, out=tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_values_are_rounded_to_float32(tmp_path):
+    dataset = prepare(table=changed(price=[0.1] * 4), schema=SHOP, out=tmp_path / "out")
     assert np.stack(dataset.impressions["dense"].to_numpy())[0, 0] == np.float32(0.1)
