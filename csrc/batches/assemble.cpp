@@ -17,7 +17,8 @@ struct Bag {
 Bag bag_of(const Column& column, int64_t row) {
   if (column.offsets == nullptr) return {row, column.holds(row)};
   if (!column.holds(row)) return {0, 0};
-  return {column.offsets[row], column.offsets[row + 1] - column.offsets[row]};
+  const int64_t begin = column.offsets[row], end = column.offsets[row + 1];
+  return {begin, end - begin};
 }
 
 // Appends the end of every bag of one side; returns the number of occurrences so far.
@@ -50,7 +51,7 @@ void write_weights(const Column& column, int64_t row, int64_t length, float* wei
   int64_t begin = row, count = 1;
   if (column.value_offsets != nullptr) {
     begin = column.value_offsets[row];
-    count = column.value_offsets[row + 1] - begin;
+    count = int64_t{column.value_offsets[row + 1]} - begin;
   }
   if (count != length || !column.has_value(row) || begin < 0 ||
       begin + count > column.values_length) {
