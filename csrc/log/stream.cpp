@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <system_error>
 #include <stdexcept>
 
 namespace esmm_fast::logs {
@@ -68,7 +69,14 @@ LogStream::LogStream(std::vector<Input> inputs, StreamOptions options, std::shar
     throw std::invalid_argument("keys: an empty map expected for files that fill it");
   totals_.rows_without.resize(names_.size());
   working_ = options_.threads;
-  for (int t = 0; t < options_.threads; ++t) threads_.emplace_back(&LogStream::work, this, t);
+  threads_.reserve(options_.threads);
+  try {
+    for (int t = 0; t < options_.threads; ++t) threads_.emplace_back(&LogStream::work, this, t);
+  } catch (const std::system_error& error) {  // fewer threads than asked for do the same work
+    if (threads_.empty()) throw std::system_error(error.code(), "no thread can be started");
+    std::lock_guard lock(mutex_);
+    working_ -= options_.threads - static_cast<int>(threads_.size());
+  }
 }
 
 LogStream::~LogStream() {
