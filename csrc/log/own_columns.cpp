@@ -192,9 +192,9 @@ Spelling::Spelling(const std::array<unsigned char, 4>& own) {
   }
 }
 
-void Spelling::to_usual(const char* from, size_t size, char* to) const {
+void Spelling::to_usual(char* text, size_t size) const {
   for (size_t i = 0; i < size; ++i)
-    to[i] = static_cast<char>(usual_[static_cast<unsigned char>(from[i])]);
+    text[i] = static_cast<char>(usual_[static_cast<unsigned char>(text[i])]);
 }
 
 void Spelling::append_own(const char* begin, const char* end, std::string& to) const {

@@ -66,7 +66,11 @@ class Spelling {
  public:
   explicit Spelling(const std::array<unsigned char, 4>& own);
 
-  void to_usual(const char* from, size_t size, char* to) const;
+  void to_usual(char* text, size_t size) const;  // in place
+  std::string usual(std::string text) const {
+    to_usual(text.data(), text.size());
+    return text;
+  }
   void append_own(const char* begin, const char* end, std::string& to) const;
   char own(char usual) const { return static_cast<char>(own_[static_cast<unsigned char>(usual)]); }
 

@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
-#include <system_error>
 #include <stdexcept>
 
 namespace esmm_fast::logs {
@@ -144,13 +142,8 @@ void LogStream::fill(Block& block, std::vector<IdCounter>& counters) {
   grammar.own = options_.own.get();
   if (options_.spelling) {
     Text& text = block.chunk.text;
-    const size_t size = text.end - text.begin;
-    block.translated.reserve(size + kTextPadding, 0);
-    char* to = block.translated.data();
-    options_.spelling->to_usual(text.begin, size, to);
-    std::memset(to + size, 0, kTextPadding);
-    text.begin = to;
-    text.end = to + size;
+    char* const begin = block.chunk.storage.data() + (text.begin - block.chunk.storage.data());
+    options_.spelling->to_usual(begin, text.end - text.begin);
     text.spelling = options_.spelling.get();
   }
   tokenize(block.chunk.text, grammar, columns, block.report);
