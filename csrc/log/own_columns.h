@@ -17,6 +17,8 @@
 
 namespace esmm_fast::logs {
 
+class Spelling;
+
 enum class ColumnKind : uint8_t {
   kSampleId,
   kLabel,       // 0 or 1; carried as an integer. Labels stand in the order of their stages.

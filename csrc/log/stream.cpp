@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <stdexcept>
+#include <system_error>
 
 namespace esmm_fast::logs {
 
@@ -54,7 +55,7 @@ class LogStream::Pool : public std::enable_shared_from_this<Pool> {
 LogStream::LogStream(std::vector<Input> inputs, StreamOptions options, std::shared_ptr<KeyMap> keys,
                      bool discovers)
     : options_(std::move(options)),
-      names_(options_.fields, options_.other_fields),
+      names_(options_.fields, options_.other_fields, options_.spelling.get()),
       reader_(std::move(inputs), options_.chunk_bytes),
       keys_(std::move(keys)),
       discovers_(discovers),
