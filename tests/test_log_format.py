@@ -7,11 +7,13 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import slow_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esmm_fast._compiled import _native
 from esmm_fast.data.dataset import Dataset
 from esmm_fast.data.log_format import LogFormat, read_format
 from esmm_fast.data.logs import LogError, read_log
@@ -171,8 +173,12 @@ def test_without_common_rows_and_without_numbers(tmp_path):
         ("\tbert", "\tberta", "missing_common_row", "no common row has this key; .* got 'berta'"),
         ("\t0\t0\t1", "\t0\t2\t1", "bad_label", r"column 'cart' is not 0 or 1; .*got '2'"),
         ("\t0\t0\t1", "\t0\t11\t1", "bad_label", "column 'cart' is not 0 or 1"),
-        ("0.5\t-2", "nan\t-2", "bad_column", "column 'w' is not a finite decimal number; .*'nan'"),
-        ("0.5\t-2", "1e999\t-2", "bad_column", "column 'w' is not a finite decimal number"),
+        ("0.5\t-2", "nan\t-2", "bad_column", "'w' is not a decimal .*, at least 0; .*'nan'"),
+        ("0.5\t-2", "1e999\t-2", "bad_column", "column 'w' is not a decimal number of float32's"),
+        ("0.5\t-2", "1e300\t-2", "bad_column", "column 'w' is not a .* float32's .*got '1e300'"),
+        ("0.5\t-2", "-1e-9\t-2", "bad_column", "column 'w' .* at least 0; expected .*'-1e-9'"),
+        ("1\t0\t0.5", "1\t-1e39\t0.5", "bad_column", "'age' is not a .*float32's range; .*'-1e39'"),
+        ("-2.5e-3", "1e309", "bad_column", "column 'score' is not a finite decimal .*got '1e309'"),
         ("-2.5e-3\titem=8:1", "-2.5e-3", "truncated_line", "the line ends too early; .*'score'"),
         (
             "item=8:1",

@@ -26,8 +26,11 @@ enum class ColumnKind : uint8_t {
   kFeatureNum,  //
   kInteger,     // carried, int64
   kDecimal,     // carried, the bits of a float64
+  kFloat,       // likewise, of a number that is a float32
+  kWeight,      // likewise, at least 0
 };
-enum class KeyKind : uint8_t { kHex, kDecimal, kText };  // kText: XXH64 of its bytes
+// kText: XXH64 of its bytes as they stand in the file
+enum class KeyKind : uint8_t { kHex, kDecimal, kText };
 
 struct OwnColumn {
   ColumnKind kind;
@@ -51,9 +54,9 @@ class OwnColumns {
 
   // Reads the columns of a line that ends with '\n' into row columns.rows; returns where the list
   // begins, or null with `failure` set. `keys`: the common rows of a skeleton line; null: its key
-  // itself is stored.
-  const char* read(const char* p, bool common, const KeyMap* keys, OwnLine& line, Columns& columns,
-                   Failure& failure) const;
+  // itself is stored. `spelling`: of the file, where it is not the usual one.
+  const char* read(const char* p, bool common, const KeyMap* keys, const Spelling* spelling,
+                   OwnLine& line, Columns& columns, Failure& failure) const;
 
   size_t carried() const { return carried_; }  // of the skeleton
 

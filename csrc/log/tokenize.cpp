@@ -187,7 +187,8 @@ class Tokenizer {
 
   const char* own_line(const char* p) {
     OwnLine line;
-    if (!(p = grammar_.own->read(p, kCommon, grammar_.keys, line, columns_, failure_)))
+    if (!(p = grammar_.own->read(p, kCommon, grammar_.keys, text_.spelling, line, columns_,
+                                 failure_)))
       return nullptr;
     contradicts_ = line.contradicts;
     if (!kCommon && !grammar_.keys) {
@@ -215,7 +216,7 @@ class Tokenizer {
     const char* end = read_hex(p, key);
     if (end != p + 16 || *end != ',') return fail(Reason::kBadCommonKey, kText, end, p, kExpected);
     key_ = key;
-    return p + 17;
+    return end + 1;
   }
 
   // feature_num, the list, and the end of the line.
@@ -250,8 +251,6 @@ class Tokenizer {
     if (*p == '\r') crlf_ = p++;
     return p + 1;
   }
-
-  static bool end_of_line(const char* p) { return *p == '\n' || (*p == '\r' && p[1] == '\n'); }
 
   // The features up to the end of the line, at which it returns.
   const char* list(const char* p, uint64_t& found) {

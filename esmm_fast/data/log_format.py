@@ -22,7 +22,8 @@ NumberType = Literal["int64", "float64"]
 SEPARATORS = (",", "\x01", "\x02", "\x03")
 """Of the columns, the features, a field and its id, an id and its value."""
 _USUAL = ("sample_id", "click", "conversion", "key", "feature_num")
-_KINDS = ("sample_id", "label", "key", "feature_num", "int64", "float64")  # ColumnKind's order
+# In the order of ColumnKind.
+_KINDS = ("sample_id", "label", "key", "feature_num", "int64", "float64", "dense", "weight")
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,12 @@ class LogFormat:
                 role = {self.sample_id: "sample_id", self.key: "key"}.get(name, "feature_num")
             elif name in self.schema.labels:
                 role = "label"
+            elif name in self.dense:
+                role = "dense"
+            elif name == self.schema.weight:
+                role = "weight"
             else:
-                floats = name in (*self.dense, self.schema.weight)
-                role = "float64" if floats else self.extra_types.get(name, "int64")
+                role = self.extra_types.get(name, "int64")
             kinds.append(_KINDS.index(role))
         counted = "feature_num" in self.columns
         keys = ("hex", "decimal", "text").index(self.key_kind)
