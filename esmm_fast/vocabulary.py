@@ -81,8 +81,12 @@ class Vocabulary:
                     "each, got shapes "
                     f"{self._ids[table].shape} and {self._counts[table].shape}"
                 )
+        for table, rows in self.hashed.items():
+            if rows < 2:
+                raise ValueError(f"hashed: table {table!r}: expected 2 rows or more, got {rows}")
         total = sum(self.rows(table) for table in (*self.tables, *self.hashed))
         if total > _MOST_ROWS:
+            ways = ["raise min_count"] * bool(tables) + ["hash to fewer rows"] * bool(hashed)
             raise ValueError(
                 f"the tables hold {total} rows together, expected at most {_MOST_ROWS}: raise "
                 "min_count"
@@ -146,7 +150,11 @@ class Vocabulary:
         return np.concatenate([np.array([NO_ID], np.uint64), self._of(table)])
 
     def counts(self, table: str) -> np.ndarray:
-        """Returns how often each row's id occurs in the log, uint64 [rows]; 0 for row 0."""
+        """Returns how often each row's id occurs in the log, uint64 [rows]; 0 for row 0.
+
+        Raises:
+            KeyError: There is no such table, or it is hashed.
+        """
         self._of(table)
         return np.concatenate([np.zeros(1, np.uint64), self._counts[table]])
 
@@ -260,10 +268,11 @@ class Vocabulary:
         return f"Vocabulary({len(tables)} tables, {rows} rows, min_count={self.min_count})"
 
     def _of(self, table: str) -> np.ndarray:
+        if table in self.hashed:
+            raise KeyError(f"table {table!r} is hashed: it knows neither feature ids nor counts")
         if table not in self._ids:
-            raise KeyError(
-                f"the vocabulary has no table {table!r}; it has {', '.join(self.tables) or 'none'}"
-            )
+            known = ", ".join((*self.tables, *self.hashed)) or "none"
+            raise KeyError(f"the vocabulary has no table {table!r}; it has {known}")
         return self._ids[table]
 
     def _lookup(self, table: str) -> Any:
