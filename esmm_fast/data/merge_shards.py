@@ -18,6 +18,7 @@ from .._compiled import _native
 from ..progress import Progress
 from ..schema import Field, Schema, Side
 from ..staging import staged_directory
+from ..vocabulary import summed_counts
 from .dataset_files import TABLES, write_dataset
 from .logs import LogError, SideReport, key_rows, report_of_keys, require_impressions
 from .record_batches import Layout, narrowed, needed_layout, promoted_schema
@@ -422,19 +423,7 @@ class MergedShards:
         found = {}
         for name in names:
             added, removed = parts.get(name, []), self._removed.get(name, [])
-            ids = np.concatenate([np.empty(0, np.uint64), *(p[0] for p in (*added, *removed))])
-            counts = np.concatenate(
-                [
-                    np.empty(0, np.int64),
-                    *(p[1].astype(np.int64) for p in added),
-                    *(-p[1].astype(np.int64) for p in removed),
-                ]
-            )
-            order = np.argsort(ids, kind="stable")
-            ids, counts = ids[order], counts[order]
-            starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])[: len(ids)])
-            counts = np.add.reduceat(counts, starts) if len(ids) else counts
-            ids = ids[starts]
+            ids, counts = summed_counts([*added, *((i, -n) for i, n in removed)])
             found[name] = ids[counts > 0], counts[counts > 0].astype(np.uint64)
         return found
 

@@ -282,16 +282,6 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def counted(ids: list[np.ndarray], counts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the counts of several parts added up: (ids ascending, counts), both uint64."""
-    if not ids:
-        return np.empty(0, np.uint64), np.empty(0, np.uint64)
-    distinct, at = np.unique(np.concatenate(ids), return_inverse=True)
-    total = np.zeros(len(distinct), np.uint64)
-    np.add.at(total, at, np.concatenate(counts))
-    return distinct, total
-
-
 def extra(column: Any) -> pa.Array:
     """Returns an extra column as it is stored: dictionaries are written out."""
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column

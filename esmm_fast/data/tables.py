@@ -11,6 +11,7 @@ import pyarrow as pa
 from .._compiled import _native
 from ..data import table_columns
 from ..schema import Field, Schema, Side
+from ..vocabulary import summed_counts
 from .log_format import LogFormat
 from .logs import LogError, SideReport
 from .record_batches import Layout, arrow_schema, check_columns, promoted_schema
@@ -89,7 +90,7 @@ class TableReader:
     def read(self, side: Side) -> Iterator[tuple[pa.RecordBatch, Layout]]:
         """Yields the rows of one side in order, in batches, each with the layout it is in."""
         self.reports[side] = SideReport()
-        counts = _Counts(self.fields(side), self.layouts[side].weighted)
+        counts = _Counts(self.schema.of_side(side))
         if side == "impression":
             yield from self._read_impressions(counts)
         elif self._common:
@@ -205,7 +206,7 @@ class TableReader:
                         fixed["common_row"] = rows
                         used[rows] = True
                     several = self._bags(batch, "impression")
-                counts.add(several, batch.num_rows)
+                counts.add(several)
                 report.rows += batch.num_rows
                 ordered = {n: fixed[n] for n in self.layouts["impression"].fixed.names}  # type: ignore[union-attr]
                 yield self._built("impression", ordered, several)
@@ -282,7 +283,7 @@ class TableReader:
                         (~new).sum()
                     )
                     several = self._bags(batch.filter(pa.array(new)), "common")
-                counts.add(several, int(new.sum()))
+                counts.add(several)
                 report.rows += int(new.sum())
                 yield self._built("common", {"key": keys[new]}, several)
 
@@ -327,7 +328,7 @@ class TableReader:
                 new = starts[np.sort(first[rows[first] >= before])]
                 if len(new):
                     several = self._bags(batch.take(pa.array(new)), "common")
-                    counts.add(several, len(new))
+                    counts.add(several)
                     report.rows += len(new)
                     # With fields, a key can have several common rows: then the key is their hash.
                     own = keys if keys is not None and not self.schema.common else hashes[:, 0]
@@ -338,29 +339,26 @@ class TableReader:
 class _Counts:
     """Occurrences of every id, and rows without any, field by field."""
 
-    def __init__(self, fields: tuple[Field, ...], weighted: tuple[bool, ...]):
+    def __init__(self, fields: tuple[Field, ...]):
         self._fields = fields
-        self._ids: list[list[np.ndarray]] = [[] for _ in fields]
-        self._counts: list[list[np.ndarray]] = [[] for _ in fields]
+        self._parts: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in fields]
         self._waiting = [0] * len(fields)
         self._without = [0] * len(fields)
 
-    def add(self, several: list[Bags], rows: int) -> None:
+    def add(self, several: list[Bags]) -> None:
         for i, b in enumerate(several):
-            ids, counts = np.unique(b.ids, return_counts=True)
-            self._ids[i].append(ids)
-            self._counts[i].append(counts.astype(np.uint64))
-            self._waiting[i] += len(ids)
+            self._parts[i].append(np.unique(b.ids, return_counts=True))
+            self._waiting[i] += len(self._parts[i][-1][0])
             self._without[i] += int((np.diff(b.offsets) == 0).sum())
             if self._waiting[i] > _COUNTED_TOGETHER:
-                total = table_columns.counted(self._ids[i], self._counts[i])
-                self._ids[i], self._counts[i] = [total[0]], [total[1]]
+                self._parts[i] = [summed_counts(self._parts[i])]
                 self._waiting[i] = 0
 
     def write(self, report: SideReport) -> None:
         for i, field in enumerate(self._fields):
             report.rows_without[field.name] = self._without[i]
-            report.occurrences[field.name] = table_columns.counted(self._ids[i], self._counts[i])
+            ids, counts = summed_counts(self._parts[i])
+            report.occurrences[field.name] = ids, counts.astype(np.uint64)
 
 
 class _place:
