@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ import pyarrow.compute
 import pyarrow.dataset
 
 from .._compiled import _native
-from ..schema import Field, Schema, Side
+from ..schema import Field, LabelKind, Schema, Side
 from ..staging import staged_directory
 from .manifest import (
     DATA_FILES,
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from .batches import Batches
 
 __all__ = ["Dataset", "DatasetError"]
-
-LabelKind = Literal["and", "drop", "raw"]
 
 
 class Dataset:

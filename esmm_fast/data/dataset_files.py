@@ -36,8 +36,6 @@ class Reader(Protocol):
     @property
     def promoted_schema(self) -> Schema: ...
 
-    def fields(self, side: Side) -> tuple[Field, ...]: ...
-
     def read(self, side: Side) -> Iterator[tuple[pa.RecordBatch, Layout]]: ...
 
     def require_impressions(self) -> None: ...
@@ -118,7 +116,9 @@ def write_dataset(folder: Path, reader: Reader) -> None:
     """Reads a log and writes its dataset into an empty directory."""
     facts = {}
     for side in reader.sides:
-        file = TableFile(folder / TABLES[side], side, reader.fields(side), reader.layouts[side])
+        file = TableFile(
+            folder / TABLES[side], side, reader.schema.of_side(side), reader.layouts[side]
+        )
         try:
             for batch, layout in reader.read(side):
                 file.write(batch, layout)
@@ -215,7 +215,7 @@ def _promoted(reader: Reader) -> dict[str, list[str]]:
     """Returns field -> what it needed more than the schema says: "multi", "weighted", "uint64"."""
     promoted: dict[str, list[str]] = {}
     for side in reader.sides:
-        fields, layout = reader.fields(side), reader.layouts[side]
+        fields, layout = reader.schema.of_side(side), reader.layouts[side]
         for field, multi, weighted in zip(fields, layout.multi, layout.weighted, strict=True):
             needs = [
                 n

@@ -140,7 +140,7 @@ def read_log(
     reader.require_impressions()
     tables: dict[Side, pa.Table] = {}
     for side in reader.sides:
-        fields, layout = reader.fields(side), reader.layouts[side]
+        fields, layout = reader.schema.of_side(side), reader.layouts[side]
         tables[side] = pa.Table.from_batches(
             [conform(batch, side, fields, layout) for batch, _ in batches[side]],
             schema=arrow_schema(side, fields, layout),
@@ -245,17 +245,13 @@ class LogReader:
         """Whether the impressions have no sample_id and are numbered from 1."""
         return self._fixed is not None and self.format.sample_id not in self.format.columns
 
-    def fields(self, side: Side) -> tuple[Field, ...]:
-        """Returns the fields of one side."""
-        return self.schema.common if side == "common" else self.schema.impression
-
     def read(self, side: Side) -> Iterator[tuple[pa.RecordBatch, Layout]]:
         """Yields the rows of one side in file order, in blocks, each with the layout it is in."""
         if side == "common" and not self.files["common"]:
             yield from self._keys_alone()
             return
         numbered = 0
-        fields = self.fields(side)
+        fields = self.schema.of_side(side)
         layout = self.layouts[side]
         stream = None
         try:

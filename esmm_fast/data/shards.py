@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from .. import __version__
 from .._compiled import _native
-from ..schema import Field, Schema, Side
+from ..schema import Schema, Side
 from .dataset_files import TABLES, HashedFile, TableFile, write_counts
 from .find_logs import Log
 from .inputs import STANDARD_INPUT, LogFile
@@ -109,14 +109,10 @@ class Shard:
 
     # ---- For merging
 
-    def fields(self, side: Side) -> tuple[Field, ...]:
-        """Returns the fields of one side."""
-        return self.schema.common if side == "common" else self.schema.impression
-
     def layout(self, side: Side) -> Layout:
         """Returns the layout that the tables of one side are in."""
         stored = self.open(TABLES[side]).schema
-        fields = self.fields(side)
+        fields = self.schema.of_side(side)
         names = [f.name for f in fields]
         types = [stored.field(n).type for n in names]
         ids = [t.value_type if pa.types.is_list(t) else t for t in types]
@@ -275,7 +271,7 @@ def write_shard(
     try:
         for side in reader.sides:
             table = TableFile(
-                folder / TABLES[side], side, reader.fields(side), reader.layouts[side]
+                folder / TABLES[side], side, reader.schema.of_side(side), reader.layouts[side]
             )
             try:
                 for batch, layout in reader.read(side):

@@ -77,10 +77,6 @@ class TableReader:
         """The schema, with `multi` and `weighted` as the tables have them."""
         return promoted_schema(self.schema, self.layouts["common"], self.layouts["impression"])
 
-    def fields(self, side: Side) -> tuple[Field, ...]:
-        """Returns the fields of one side."""
-        return self.schema.common if side == "common" else self.schema.impression
-
     def require_impressions(self) -> None:
         """Raises LogError if the tables hold no impression."""
         if not self.reports["impression"].rows:
@@ -168,7 +164,7 @@ class TableReader:
     def _bags(self, batch: pa.RecordBatch, side: Side) -> list[Bags]:
         return [
             table_columns.bags(batch, f, f"{f.name}_value" in batch.schema.names)
-            for f in self.fields(side)
+            for f in self.schema.of_side(side)
         ]
 
     def _built(
@@ -183,7 +179,7 @@ class TableReader:
         self.layouts[side] |= layout
         arrays = [pa.array(column) for column in fixed.values()]
         arrays += [array for b in several for array in b.arrays(layout.wide)]
-        schema = arrow_schema(side, self.fields(side), layout)
+        schema = arrow_schema(side, self.schema.of_side(side), layout)
         return pa.RecordBatch.from_arrays(arrays, schema=schema), layout
 
     def _read_impressions(self, counts: _Counts) -> Iterator[tuple[pa.RecordBatch, Layout]]:
