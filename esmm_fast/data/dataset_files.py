@@ -107,8 +107,10 @@ class TableFile:
         narrow.unlink()
 
     def close(self) -> dict[str, Any]:
-        self._writer.close()
-        self._file.close()
+        try:
+            self._writer.close()
+        finally:  # the disk may be full
+            self._file.close()
         return self._file.facts()
 
 
