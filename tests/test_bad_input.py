@@ -155,6 +155,29 @@ def test_no_permission(what):
         assert list(closed.iterdir()) == []
 
 
+CLOSED = """
+import os, sys
+from esmm_fast.data.dataset import Dataset
+Dataset(sys.argv[1])
+os.chmod(sys.argv[1] + "/impressions.arrow", 0)
+if os.geteuid() == 0:
+    os.seteuid(65534)
+Dataset(sys.argv[1])
+"""
+
+
+def test_a_data_file_without_permission_is_not_damaged():
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        folder.chmod(0o755)
+        (folder / "skeleton.csv").write_bytes(LINE)
+        prepare(skeleton=folder / "skeleton.csv", out=folder / "out")
+        done = run(CLOSED, folder / "out")
+        assert done.returncode == 1
+        expected = f"PermissionError: {folder}/out/impressions.arrow cannot be read: Permission"
+        assert expected in done.stderr and "damaged" not in done.stderr
+
+
 # ---- Bytes
 
 HUGE = 6_000_000  # features of a line: 102 MB

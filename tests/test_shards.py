@@ -322,6 +322,13 @@ def test_what_is_no_shard_or_is_damaged(tmp_path: Path, log: dict[str, Any]) -> 
     refused(paths, out, "shard2of2/impressions.arrow is damaged: expected checksum")
     (paths[1] / "keys.arrow").unlink()
     refused(paths, out, "shard2of2 is damaged: keys.arrow is missing")
+    manifest = paths[0] / "manifest.json"
+    stored = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(stored | {"schema": {"fields": [{}]}}))
+    refused(paths, out, r"shard1of2/manifest.json is damaged: schema: fields\[0\]: an object with")
+    del stored["inputs"]
+    manifest.write_text(json.dumps(stored))
+    refused(paths, out, r"shard1of2/manifest.json is damaged: it lacks \['inputs'\]")
     merge_shards(sharded(tmp_path, 2, "again", **log), out)
     with pytest.raises(FileExistsError, match="merged exists"):
         merge_shards(sharded(tmp_path, 2, "third", **log), out)

@@ -16,12 +16,7 @@ import pyarrow.dataset
 from .._compiled import _native
 from ..schema import Field, LabelKind, Schema, Side
 from ..staging import staged_directory
-from .manifest import (
-    DATA_FILES,
-    DatasetError,
-    read_manifest,
-    schema_from_dict,
-)
+from .manifest import DatasetError, open_mapped, read_manifest, stored_schema, verify_files
 from .published import published_comparison
 from .record_batches import IMPRESSION_COLUMNS
 
@@ -73,7 +68,7 @@ class Dataset:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.manifest: dict[str, Any] = read_manifest(self.path)
-        self.schema: Schema = schema_from_dict(self.manifest["schema"])
+        self.schema: Schema = stored_schema(self.path, self.manifest)
         self.selection: np.ndarray | None = None
         self.impression_weights: np.ndarray | None = None
         self.impressions = self._open("impressions.arrow")
@@ -92,11 +87,9 @@ class Dataset:
     def _open(self, name: str) -> pa.Table:
         path = self.path / name
         try:
-            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DatasetError(
-                f"{path} is damaged: an Arrow IPC file expected, got {error}"
-            ) from error
+            return open_mapped(self.path / name).read_all()
+        except pa.ArrowException as error:
+            raise DatasetError(f"{self.path / name} is damaged: {error}") from error
 
     def __len__(self) -> int:
         return self.impressions.num_rows if self.selection is None else len(self.selection)
@@ -251,24 +244,9 @@ class Dataset:
         if self.selection is not None:
             info["selected"] = len(self)
         if verify:
-            for name in DATA_FILES:
-                self._verify(name)
+            verify_files(self.path, self.manifest)
             info["verified"] = True
         return info
-
-    def _verify(self, name: str) -> None:
-        block = 1 << 24
-        checksum = _native.Xxh64()
-        with open(self.path / name, "rb", buffering=0) as file:
-            buffer = memoryview(bytearray(block))
-            while size := file.readinto(buffer):
-                checksum.update(buffer[:size])
-        expected = self.manifest["files"][name]["xxh64"]
-        if checksum.hexdigest() != expected:
-            raise DatasetError(
-                f"{self.path / name} is damaged: expected checksum {expected}, "
-                f"got {checksum.hexdigest()}"
-            )
 
     def head(self, n: int = 5) -> list[dict[str, Any]]:
         """Returns the first n impressions of the view, joined with their common rows.

@@ -23,8 +23,11 @@ from .logs import LogReader, SideReport
 from .manifest import (
     SHARD_FORMAT,
     DatasetError,
+    open_mapped,
     read_manifest,
     schema_from_dict,
+    stored_schema,
+    verify_files,
     schema_to_dict,
     write_manifest,
 )
@@ -69,7 +72,7 @@ class Shard:
         self.manifest: dict[str, Any] = read_manifest(self.path, SHARD_FORMAT)
         self.part: int = self.manifest["shard"]["part"]
         self.parts: int = self.manifest["shard"]["parts"]
-        self.schema: Schema = schema_from_dict(self.manifest["schema"])
+        self.schema: Schema = stored_schema(self.path, self.manifest)
 
     def __repr__(self) -> str:
         return f"Shard({str(self.path)!r}: {self.part}/{self.parts})"
@@ -99,13 +102,7 @@ class Shard:
 
     def verify(self) -> None:
         """Raises DatasetError if a file is not what `prepare` wrote."""
-        for name, facts in self.manifest["files"].items():
-            found = _checksum(self.path / name)
-            if found != facts["xxh64"]:
-                raise DatasetError(
-                    f"{self.path / name} is damaged: expected checksum {facts['xxh64']}, "
-                    f"got {found}"
-                )
+        verify_files(self.path, self.manifest)
 
     # ---- For merging
 
@@ -130,12 +127,7 @@ class Shard:
 
     def open(self, name: str) -> pa.RecordBatchFileReader:
         """Opens one of the files, mapped."""
-        try:
-            return pa.ipc.open_file(pa.memory_map(str(self.path / name)))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DatasetError(
-                f"{self.path / name} is damaged: an Arrow IPC file expected, got {error}"
-            ) from error
+        return open_mapped(self.path / name)
 
     def batches(self, name: str, side: Side, file: int) -> Iterator[pa.RecordBatch]:
         """Yields the record batches of a table that come from file number `file` of a side."""
@@ -366,12 +358,3 @@ def _identity(path: Path) -> dict[str, Any]:
         file.seek(max(0, size - _ENDS))
         checksum.update(file.read(_ENDS))
     return {"name": str(path), "bytes": size, "fingerprint": checksum.hexdigest()}
-
-
-def _checksum(path: Path) -> str:
-    checksum = _native.Xxh64()
-    with open(path, "rb", buffering=0) as file:
-        buffer = memoryview(bytearray(1 << 24))
-        while size := file.readinto(buffer):
-            checksum.update(buffer[:size])
-    return str(checksum.hexdigest())
