@@ -85,7 +85,6 @@ class Dataset:
         return self._open("counts.arrow")
 
     def _open(self, name: str) -> pa.Table:
-        path = self.path / name
         try:
             return open_mapped(self.path / name).read_all()
         except pa.ArrowException as error:
@@ -286,10 +285,13 @@ class Dataset:
         `common_features.csv` with all common rows, into a new directory `out`.
 
         Nothing differs from the log that was read but the order of the fields inside a row and the
-        spelling of numbers: a value is the shortest decimal that reads back to its float32.
+        spelling of numbers: a value is the shortest decimal that reads back to its float32. Keys
+        are written as the 16 hex characters of `common_rows`'s key: of a text key its XXH64, of a
+        table without a key column the hash of the common fields.
 
         Raises:
-            ValueError: The dataset has other columns than a log of this format.
+            ValueError: The dataset has other columns than a log of this format, or a field name or
+                a value that such a log cannot spell. Nothing is written then.
         """
         columns = (*self.impressions.column_names[: len(IMPRESSION_COLUMNS)], *self._carried())
         if columns != IMPRESSION_COLUMNS:
@@ -297,6 +299,7 @@ class Dataset:
                 f"{self.path}: a dump has the columns {', '.join(IMPRESSION_COLUMNS)}; the dataset "
                 f"has {', '.join(columns)}, which it would lose: read {self.path}/*.arrow instead"
             )
+        self._require_spellable()
         with staged_directory(Path(out)) as staged:
             with open(staged / "common_features.csv", "wb") as file:
                 for batch in self.common_rows.to_batches():
@@ -305,6 +308,27 @@ class Dataset:
             with open(staged / "sample_skeleton.csv", "wb") as file:
                 for batch, ranges in self._ranges():
                     _dump(batch, self.schema.impression, "impression", keys, ranges, file)
+
+    def _require_spellable(self) -> None:
+        """Raises ValueError at a field name or value that no line of a log can hold."""
+        for field in self.schema.fields:
+            if not field.name or any(c < " " or c == "," for c in field.name):
+                raise ValueError(
+                    f"{self.path}: field {field.name!r}: a log has names without ',' and bytes "
+                    f"below 0x20; read {self.path}/*.arrow instead"
+                )
+            table = self.common_rows if field.side == "common" else self.impressions
+            if f"{field.name}_value" not in table.column_names:
+                continue
+            for chunk in table[f"{field.name}_value"].chunks:
+                items = chunk.flatten() if field.multi else chunk.drop_null()
+                values = items.dictionary if pa.types.is_dictionary(items.type) else items
+                if np.signbit(found := values.to_numpy()).any():
+                    raise ValueError(
+                        f"{self.path}: field {field.name!r} has the value "
+                        f"{found[np.signbit(found)][0]}; a log has values of at least 0 only: read "
+                        f"{self.path}/*.arrow instead"
+                    )
 
     def _ranges(self) -> Iterator[tuple[pa.RecordBatch, list[tuple[int, int]]]]:
         """Yields the rows of the view in its order, as ranges of rows of record batches."""
