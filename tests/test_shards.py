@@ -365,6 +365,9 @@ def test_only_plain_files_have_shards(tmp_path: Path, log: dict[str, Any]) -> No
             prepare(out=tmp_path / "out", shard=(1, 2), **{**log, "skeleton": file})
     with pytest.raises(ValueError, match="shard: - is standard input; expected plain files"):
         prepare(out=tmp_path / "out", shard=(1, 2), **{**log, "skeleton": "-"})
+    for part in ((0, 3), (4, 3)):
+        with pytest.raises(ValueError, match=r"shard: expected \(i, n\) with i from 1 to n, got"):
+            prepare(out=tmp_path / "out", shard=part, **log)
     with pytest.raises(ValueError, match="shard: expected without check and rejects"):
         prepare(shard=(1, 2), check=True, **log)
     with pytest.raises(ValueError, match="text files of a log expected with it, got a table"):

@@ -25,10 +25,9 @@ from .manifest import (
     DatasetError,
     open_mapped,
     read_manifest,
-    schema_from_dict,
+    schema_to_dict,
     stored_schema,
     verify_files,
-    schema_to_dict,
     write_manifest,
 )
 from .record_batches import Layout
@@ -221,7 +220,9 @@ def part_of(shard: tuple[int, int], logs: dict[str, Log], is_checked: bool) -> t
     Raises:
         ValueError: Naming the file that is not plain, or the option that does not go with it.
     """
-    part, parts = parse_shard("/".join(map(str, shard)))
+    part, parts = shard
+    if not 1 <= part <= parts:
+        raise ValueError(f"shard: expected (i, n) with i from 1 to n, got {shard}")
     if is_checked:
         raise ValueError("shard: expected without check and rejects, got it with one of them")
     for skeleton, common in logs.values():
