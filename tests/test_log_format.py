@@ -285,6 +285,14 @@ def test_read_format_of_a_manifest_and_defaults(tmp_path):
         LogFormat.of(Schema((), dense=2))
     with pytest.raises(ValueError, match="the schema's 2 names expected, got "):
         LogFormat(Schema((), dense=2), dense=("a",))
+    for arguments, message in [
+        ({"key_kind": "Hex"}, r"key_kind: one of \('hex', 'decimal', 'text'\) expected, got 'Hex'"),
+        ({"extra_types": {"t": "float"}}, r"extra_types\['t'\]: one of .*'float64'.* got 'float'"),
+        ({"extra_types": {"x": "int64"}}, r"names of extra columns expected \(t\), got 'x'"),
+        ({"separators": (",", ";", "=")}, r"separators: four characters expected, got \(',', "),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            LogFormat(Schema((), extra=("t",)), **arguments)
 
 
 @pytest.mark.parametrize(

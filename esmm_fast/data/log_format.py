@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import pyarrow as pa
@@ -54,6 +54,22 @@ class LogFormat:
     extra_types: dict[str, NumberType] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.key_kind not in get_args(KeyKind):
+            raise ValueError(
+                f"key_kind: one of {get_args(KeyKind)} expected, got {self.key_kind!r}"
+            )
+        for name, type in self.extra_types.items():
+            if name not in self.schema.extra:
+                raise ValueError(
+                    "extra_types: names of extra columns expected "
+                    f"({', '.join(self.schema.extra)}), got {name!r}"
+                )
+            if type not in get_args(NumberType):
+                raise ValueError(
+                    f"extra_types[{name!r}]: one of {get_args(NumberType)} expected, got {type!r}"
+                )
+        if len(self.separators) != len(SEPARATORS):
+            raise ValueError(f"separators: four characters expected, got {self.separators!r}")
         if len(self.dense) != self.schema.dense:
             raise ValueError(
                 f"dense: the schema's {self.schema.dense} names expected, got {list(self.dense)}"
