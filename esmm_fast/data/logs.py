@@ -352,8 +352,11 @@ class LogReader:
 def key_rows(keys: np.ndarray, fields: tuple[Field, ...], layout: Layout) -> pa.RecordBatch:
     """Returns common rows that have a key and no features."""
     schema = arrow_schema("common", fields, layout)
+    starts = pa.array(np.zeros(len(keys) + 1, np.int32))
     absent = [
-        pa.array([[] if pa.types.is_list(f.type) else None] * len(keys), f.type)
+        pa.ListArray.from_arrays(starts, pa.array([], f.type.value_type))
+        if pa.types.is_list(f.type)
+        else pa.nulls(len(keys), f.type)
         for f in list(schema)[1:]
     ]
     return pa.RecordBatch.from_arrays([pa.array(keys), *absent], schema=schema)

@@ -100,6 +100,9 @@ class MergedShards:
         self.label_counts = {name: sum(c[name] for c in counts) for name in counts[0]}
         self._skips = self._manifest["on_error"] == "skip"
         self._keys = _native.KeyMap()
+        self._keys_of: list[pa.Table] = []  # of each shard; this and the next two: see _match
+        self._rows: list[np.ndarray] = []  # the common row of each of them
+        self._is_missing = False  # a key has no common row
         self._removed: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         self._done = 0
         self._total = sum(
