@@ -12,7 +12,7 @@ import pyarrow as pa
 from .. import __version__
 from .._compiled import _native
 from ..schema import ALI_CCP, Field, Schema, Side
-from .logs import SideReport, merged
+from .log_report import SideReport, merged
 from .manifest import DATA_FILES, schema_to_dict, write_manifest
 from .record_batches import Layout, arrow_schema, conform
 

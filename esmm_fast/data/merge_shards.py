@@ -20,7 +20,8 @@ from ..schema import Schema, Side
 from ..staging import staged_directory
 from ..vocabulary import summed_counts
 from .dataset_files import TABLES, write_dataset
-from .logs import LogError, SideReport, key_rows, report_of_keys, require_impressions
+from .log_report import LogError, SideReport, report_of_keys, require_impressions
+from .logs import key_rows
 from .record_batches import Layout, narrowed, needed_layout, promoted_schema
 from .shards import Shard, in_order
 

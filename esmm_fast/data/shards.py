@@ -19,7 +19,8 @@ from ..schema import Schema, Side
 from .dataset_files import TABLES, HashedFile, TableFile, write_counts
 from .find_logs import Log
 from .inputs import STANDARD_INPUT, LogFile
-from .logs import LogReader, SideReport
+from .log_report import SideReport
+from .logs import LogReader
 from .manifest import (
     SHARD_FORMAT,
     DatasetError,

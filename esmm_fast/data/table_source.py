@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from .logs import LogError
+from .log_report import LogError
 
 ROWS = 1 << 16
 """Rows of a record batch at most."""

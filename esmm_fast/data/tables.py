@@ -13,7 +13,7 @@ from ..data import table_columns
 from ..schema import Field, Schema, Side
 from ..vocabulary import summed_counts
 from .log_format import LogFormat
-from .logs import LogError, SideReport
+from .log_report import LogError, SideReport
 from .record_batches import Layout, arrow_schema, check_columns, promoted_schema
 from .table_columns import Bags, ColumnError
 from .table_source import Source, sources
