@@ -88,7 +88,7 @@ void fill(const std::vector<Place>& places, const std::vector<FieldRows>& fields
 
 int32_t Assembler::common_index(uint32_t common_row) {
   const uint64_t mask = seen_.size() - 1;
-  uint64_t at = (common_row * 0x9e3779b97f4a7c15u >> 32) & mask;
+  uint64_t at = (common_row * kGolden >> 32) & mask;
   for (; seen_[at] != 0; at = (at + 1) & mask) {
     if (seen_[at] >> 32 == common_row) return static_cast<int32_t>(seen_[at] & 0xffffffff) - 1;
   }
