@@ -326,6 +326,8 @@ def test_what_is_no_shard_or_is_damaged(tmp_path: Path, log: dict[str, Any]) -> 
     stored = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(stored | {"schema": {"fields": [{}]}}))
     refused(paths, out, r"shard1of2/manifest.json is damaged: schema: fields\[0\]: an object with")
+    manifest.write_text(json.dumps(stored | {"shard": {"part": 1}}))
+    refused(paths, out, r"shard1of2/manifest.json is damaged: shard: part and parts expected, got")
     del stored["inputs"]
     manifest.write_text(json.dumps(stored))
     refused(paths, out, r"shard1of2/manifest.json is damaged: it lacks \['inputs'\]")

@@ -125,13 +125,16 @@ def read_manifest(folder: Path, format: str = FORMAT) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DatasetError(f"{path} is damaged: JSON expected, got {error}") from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found == SHARD_FORMAT != format:
-        part, parts = manifest["shard"]["part"], manifest["shard"]["parts"]
-        raise DatasetError(
-            f"{folder} is shard {part}/{parts} of a dataset, which alone cannot be read or trained "
-            f"on; expected a dataset: join all {parts} with `esmm-fast merge SHARD... --out "
-            "DATASET`"
-        )
+    if found == SHARD_FORMAT:
+        shard = manifest.get("shard")
+        if not isinstance(shard, dict) or not {"part", "parts"} <= set(shard):
+            raise DatasetError(f"{path} is damaged: shard: part and parts expected, got {shard!r}")
+        if found != format:
+            raise DatasetError(
+                f"{folder} is shard {shard['part']}/{shard['parts']} of a dataset, which alone "
+                "cannot be read or trained on; expected a dataset: join all "
+                f"{shard['parts']} with `esmm-fast merge SHARD... --out DATASET`"
+            )
     if found == FORMAT != format:
         raise DatasetError(f"{folder} is a whole dataset; expected a shard (`prepare --shard`)")
     if found != format:
@@ -146,7 +149,7 @@ def read_manifest(folder: Path, format: str = FORMAT) -> dict[str, Any]:
         )
     needed = {"schema", "files", "impressions", "common_rows"}
     if format == SHARD_FORMAT:
-        needed |= {"shard", "inputs", "reports", "fixed"}
+        needed |= {"inputs", "reports", "fixed"}
     if missing := needed - set(manifest):
         raise DatasetError(f"{path} is damaged: it lacks {sorted(missing)}")
     files = manifest["files"]
