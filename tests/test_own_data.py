@@ -42,8 +42,8 @@ def test_the_examples_of_the_page(tmp_path, monkeypatch, capsys):
                 status, out, error = call(capsys, *shlex.split(command)[1:])
                 assert (status, error) == (0, ""), command
                 assert out == expected
-    assert [ran.count(each) for each in ("console", "bash", "python")] == [1, 1, 1]
-    assert len(ran) == 6
+    assert [ran.count(each) for each in ("console", "bash", "python")] == [2, 1, 1]
+    assert len(ran) == 8
 
 
 def test_every_key_of_the_schema_file_is_explained():
