@@ -14,6 +14,14 @@ STABLE_TORCH_LIBRARY(esmm_fast, m) {
       "batch_plan(Tensor rows, Tensor offsets, int num_rows)"
       " -> (Tensor bag_of_occurrence, Tensor touched_rows, Tensor segment_ptr,"
       " Tensor occurrence_by_row, Tensor touched_of_occurrence)");
+  // The plan of some fields after that of others: see batches/plan_parts.h. Four numbers for each
+  // field: part, first and end row of its table, shift. Returns int32 [N], [N], [bags + parts], [N],
+  // [T], [T + parts], [N], and int64 sizes [2, parts]: occurrences and touched rows.
+  m.def(
+      "plan_parts(Tensor rows, Tensor offsets, Tensor segment_ptr, Tensor occurrence_by_row, "
+      "SymInt common_bags, int[] common_fields, int[] impression_fields, int parts)"
+      " -> (Tensor rows, Tensor source, Tensor offsets, Tensor bag_of_occurrence,"
+      " Tensor touched_rows, Tensor segment_ptr, Tensor occurrence_by_row, Tensor sizes)");
   // weight [R, D]; the plan's tensors (rows and offsets also int64); queue: where the backward pass
   // leaves the gradient for a fused optimizer instead of returning it. Returns [common_bags, D] and
   // [bags - common_bags, D].

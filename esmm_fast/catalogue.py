@@ -18,7 +18,7 @@ from .counterfactual import CounterfactualESMM
 from .evaluation import Predictions
 from .methods import Method, Network
 from .model import ESMM
-from .networks import CTCVRNetwork, CTRNetwork, CVRNetwork
+from .networks import ChainNetwork, CTCVRNetwork, CTRNetwork, CVRNetwork
 from .samplers import (
     PROPENSITY_FLOOR,
     clicked,
@@ -190,6 +190,21 @@ ESMM_METHOD = Method(
 )
 """The entire-space model; it has a pCTR of its own."""
 
+CHAIN = Method(
+    name="chain",
+    title="Entire-space chain",
+    formula=(
+        "minimize sum over k of BCE(t_k, p_1 * ... * p_k) over all impressions, t_k: label k and "
+        "all before it; a tower for each label of the data, on shared tables"
+    ),
+    source=f"{_PAPER}, its outlook on more than two stages",
+    target="p(label k | impression, all labels before it), for every k",
+    instability="as ESMM: errors of a stage pass into the stages behind it",
+    stages=True,
+    networks={"chain": Network(ChainNetwork)},
+)
+"""ESMM for any number of ordered labels; with click and conversion it is ESMM."""
+
 
 def _counterfactual(name: str, title: str, source: str, **options: Any) -> Method:
     terms = {
@@ -303,7 +318,7 @@ METHODS: dict[str, Method] = {
 }
 """The methods of a comparison, by name; each setting of a grid is one."""
 
-TRAINABLE: dict[str, Method] = {CTR.name: CTR, **METHODS}
+TRAINABLE: dict[str, Method] = {CTR.name: CTR, CHAIN.name: CHAIN, **METHODS}
 """What `esmm-fast train` can train, by name."""
 
 

@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
+from .schema import Field
+
 Labels = Literal["and", "drop", "raw"]
 TableOptimizer = Literal["lazy_adam", "adam"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -26,7 +28,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """
 
     dim: int = 18
-    """Embedding dimension D of every table."""
+    """Embedding dimension D of the tables."""
+    dims: dict[str, int] = {}
+    """Embedding dimension of single tables by name; a table has its field's name unless shared."""
+    rows: dict[str, str] = {}
+    """Hashed tables by name, with their rows: {item: "hash:2**20"}; the others know every id."""
     hidden: tuple[int, ...] = (360, 200, 80)
     """Widths of the hidden layers of a tower."""
     init_std: float = 0.01
@@ -61,6 +67,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         for name in ("dim", "min_count", "batch_size", "epochs", "evaluation_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for table, dim in self.dims.items():
+            if not 1 <= dim <= 256:
+                raise ValueError(f"dims.{table}: expected 1 to 256, got {dim}")
+        for table, rows in self.rows.items():
+            Field(table, rows=rows)
         if self.group_limit is not None and self.group_limit < 1:
             raise ValueError(f"group_limit: expected at least 1 or null, got {self.group_limit}")
         if not self.hidden or min(self.hidden) < 1:
@@ -79,6 +90,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError(f"seed: expected 0 <= seed < 2**63, got {self.seed}")
 
 
+TASKS = ("ctr", "cvr", "ctcvr")
 METRICS = {"auc": 1, "log_loss": -1, "brier": -1, "calibration_error": -1}
 """What early stopping can watch: 1 where more is better, -1 where less is."""
 
@@ -89,7 +101,8 @@ class EarlyStopping(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     patience: int = 1
     """Evaluations without an improvement after which training ends."""
     metric: str | None = None
-    """For example cvr.auc; null: the log loss of ctcvr, cvr or ctr, the first that there is."""
+    """For example cvr.auc; null: the log loss of ctcvr, cvr or ctr, the first that there is. Of a
+    chain with the labels click and buy: click.auc, buy.auc or buy.all.auc; null: the last's."""
     min_delta: float = 0.0
     """What counts as an improvement is more than this."""
 
@@ -98,8 +111,8 @@ class EarlyStopping(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
             raise ValueError(f"patience: expected at least 1, got {self.patience}")
         if not self.min_delta >= 0:
             raise ValueError(f"min_delta: expected a number of at least 0, got {self.min_delta}")
-        task, _, name = (self.metric or "cvr.auc").partition(".")
-        if task not in ("ctr", "cvr", "ctcvr") or name not in METRICS:
+        task, _, name = (self.metric or "cvr.auc").rpartition(".")
+        if not task or name not in METRICS:
             known = ", ".join(METRICS)
             raise ValueError(
                 f"metric: expected ctr, cvr or ctcvr, a point and one of {known}, "
@@ -135,6 +148,12 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             raise ValueError(
                 f"checkpoint_minutes: expected a number of at least 0, "
                 f"got {self.checkpoint_minutes}"
+            )
+        metric = self.early_stopping and self.early_stopping.metric
+        if metric and self.method != "chain" and metric.rpartition(".")[0] not in TASKS:
+            raise ValueError(
+                f"early_stopping: metric: expected ctr, cvr or ctcvr, a point and a metric, "
+                f"got {metric!r}"
             )
         for name in ("evaluate_steps", "early_stopping"):
             if getattr(self, name) is not None and self.valid is None:
@@ -276,7 +295,10 @@ def _structs_in(types: tuple[Any, ...]) -> Any:
 
 def _explained(kind: type[msgspec.Struct], message: str) -> str:
     """Returns msgspec's message with the key first, and for an unknown key the nearest one."""
-    reason, _, place = message.partition(" - at ")
+    reason, _, place = message.replace("[...]", "").partition(" - at ")
+    if place.startswith("`key` in "):
+        place = place.removeprefix("`key` in ")
+        reason += "; names that look like numbers need quotes, YAML reads 109_14 as 10914"
     keys = [key for key in re.split(r"[.`$]+", place) if key]
     inner: Any = kind
     for key in keys:

@@ -53,15 +53,17 @@ def watched(result: Mapping[str, Any], stopping: EarlyStopping) -> float:
     >>> watched({"cvr": {"auc": 0.6, "log_loss": 0.3}}, EarlyStopping())
     -0.3
     """
-    there = [f"{t}.{m}" for t in ("ctcvr", "cvr", "ctr") for m in METRICS if m in result.get(t, ())]
+    tasks = {task: result[task] for task in ("ctcvr", "cvr", "ctr") if task in result}
+    tasks |= dict(reversed(result.get("stages", {}).items()))
+    there = [f"{t}.{m}" for t in tasks for m in METRICS if m in tasks[t]]
     name = stopping.metric or next((n for n in there if n.endswith("log_loss")), "a log loss")
     if name not in there:
         raise ValueError(
             f"early_stopping.metric: expected one of {', '.join(there) or 'none there'}, "
             f"got {name!r}: this model does not predict it"
         )
-    task, _, metric = name.partition(".")
-    value = METRICS[metric] * float(result[task][metric])
+    task, _, metric = name.rpartition(".")
+    value = METRICS[metric] * float(tasks[task][metric])
     if math.isnan(value):
         raise ValueError(
             f"early_stopping.metric: {name} is undefined on the validation set "

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import mmap
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from . import ops
 from .batch import Batch
+from .field_columns import FieldColumns
 from .gradient_queue import GradientQueue
+from .plan import Plan
 from .schema import Schema
 
 _LINE = 64  # bytes of a cache line
@@ -25,8 +28,12 @@ class EmbeddingTables(nn.Module):
     """The tables of a schema in one parameter `weight` [R, D]; pools the fields of a whole batch.
 
     Letters: R rows of all tables together, D dimension, U common rows and B impressions of the
-        batch, Fc and Fs fields
-    of the common and the impression side.
+    batch, Fc and Fs fields of the common and the impression side.
+
+    Where fields have dimensions of their own (`Field.dim`), the tables of each dimension are
+    EmbeddingTables in themselves: `by_dim["8"].weight` [R of them, 8], `by_dim["16"].weight`, and
+    so on, which are also their names in `state_dict()`; there is no `weight` then. The pooled
+    fields stand side by side in the order of the fields, and all that is said below holds.
 
     Training, either way with the usual three lines:
 
@@ -44,7 +51,8 @@ class EmbeddingTables(nn.Module):
     Args:
         schema: Fields with `rows` (a vocabulary's `sized(schema)`). Tables follow each other in
             `schema.tables` order.
-        dim: D, from 1 to 256, for every field.
+        dim: D, from 1 to 256, of every field that does not say one. Fields that share a table have
+            the same.
         init_std: Standard deviation of the initial weight, N(0, init_std^2); 0 gives zeros.
         seed: Seed of the initial weight, which depends on (seed, table name, feature id) alone:
             growing a table or changing the order of its rows does not change the values of a
@@ -87,16 +95,9 @@ class EmbeddingTables(nn.Module):
     ) -> None:
         super().__init__()
         schema = Schema.of(schema)
-        for field in schema.fields:
-            if field.dim not in (None, dim):
-                raise NotImplementedError(
-                    f"field {field.name!r} has dim={field.dim}, the tables dim={dim}: "
-                    "one dimension for all fields is supported"
-                )
         if not 1 <= dim <= 256:
             raise ValueError(f"dim: expected 1 to 256, got {dim}")
         self.schema = schema
-        self.dim = dim
         self.sparse = sparse
         self.mean = mean
         rows = sum(schema.table_rows.values())
@@ -104,18 +105,42 @@ class EmbeddingTables(nn.Module):
             raise ValueError(
                 f"schema: expected fewer than 2^31 rows in all tables together, got {rows}"
             )
-        weight = _zeros(torch.empty(rows, 0, dtype=dtype, device=device), dim)
-        self._init_weight(weight, init_std, seed, dict(feature_ids or {}))
-        self.weight = nn.Parameter(weight)
+        feature_ids = dict(feature_ids or {})
+        if unknown := sorted(feature_ids.keys() - set(schema.tables)):
+            raise ValueError(
+                f"feature_ids: expected names of tables {list(schema.tables)}, got {unknown}"
+            )
         self._states: dict[str, tuple[int, int]] = {}  # name -> first element in a row, width
         self._queue: GradientQueue | None = None
+        dims = schema.table_dims(dim)
+        self.by_dim: nn.ModuleDict | None = None
+        if len(of_dim := list(dict.fromkeys(dims.values()))) > 1:
+            self.by_dim = nn.ModuleDict()
+            for own in of_dim:
+                fields = tuple(f for f in schema.fields if dims[f.table_name] == own)
+                ids = {t: ids for t, ids in feature_ids.items() if dims[t] == own}
+                self.by_dim[str(own)] = EmbeddingTables(
+                    Schema(tuple(replace(f, dim=own) for f in fields)),
+                    own,
+                    init_std=init_std,
+                    seed=seed,
+                    feature_ids=ids,
+                    sparse=sparse,
+                    mean=mean,
+                    dtype=dtype,
+                    device=device,
+                )
+            self._columns = FieldColumns.of(schema, dims, of_dim)
+            return
+        self.dim = next(iter(dims.values()), dim)
+        weight = _zeros(torch.empty(rows, 0, dtype=dtype, device=device), self.dim)
+        self._init_weight(weight, init_std, seed, feature_ids)
+        self.weight = nn.Parameter(weight)
 
     def _init_weight(
         self, weight: Tensor, init_std: float, seed: int, feature_ids: dict[str, Any]
     ) -> None:
         bases = self.schema.row_bases
-        if unknown := sorted(feature_ids.keys() - bases.keys()):
-            raise ValueError(f"feature_ids: expected names of tables {list(bases)}, got {unknown}")
         for table, rows in self.schema.table_rows.items():
             ids = torch.arange(rows)
             if table in feature_ids:
@@ -134,6 +159,8 @@ class EmbeddingTables(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns the pooled fields of common rows, [U, Fc * D], and impressions, [B, Fs * D].
 
+        Where fields differ in their dimensions, their sum takes the place of Fc * D and Fs * D.
+
         Raises:
             ValueError: The batch is on another device or has another number of bags than the
                 schema's fields.
@@ -143,9 +170,10 @@ class EmbeddingTables(nn.Module):
         plan, impressions = batch.plan, batch.labels.shape[0]
         common_fields, impression_fields = len(self.schema.common), len(self.schema.impression)
         common_bags = batch.common * common_fields
-        if plan.rows.device != self.weight.device:
+        device = self.parts[0].weight.device
+        if plan.rows.device != device:
             raise ValueError(
-                f"batch: expected it on the tables' device {self.weight.device}, "
+                f"batch: expected it on the tables' device {device}, "
                 f"got {plan.rows.device} (batch.to(device) moves it)"
             )
         if plan.offsets.shape[0] - 1 != common_bags + impressions * impression_fields:
@@ -156,35 +184,63 @@ class EmbeddingTables(nn.Module):
                 f"got {plan.offsets.shape[0] - 1}"
             )
         try:
-            common, impression = ops.pooled_embedding(
-                self.weight, plan, common_bags, self.mean, sparse=self.sparse, queue=self._queue
+            if self.by_dim is None:
+                return self._pool(plan, batch.common, impressions, self)
+            plans = self._columns.split(plan, batch.common)
+            return self._columns.join(
+                [
+                    part._pool(own, batch.common, impressions, self)
+                    for part, own in zip(self.parts, plans, strict=True)
+                ]
             )
         except IndexError as error:
             raise IndexError(f"{error}: was the batch made with another vocabulary?") from error
+
+    def _pool(
+        self, plan: Plan, common_rows: int, impressions: int, whole: EmbeddingTables
+    ) -> tuple[Tensor, Tensor]:
+        common_fields, impression_fields = len(self.schema.common), len(self.schema.impression)
+        common, impression = ops.pooled_embedding(
+            self.weight,
+            plan,
+            common_rows * common_fields,
+            whole.mean,
+            sparse=whole.sparse,
+            queue=self._queue,
+        )
         return (
-            common.reshape(batch.common, common_fields * self.dim),
+            common.reshape(common_rows, common_fields * self.dim),
             impression.reshape(impressions, impression_fields * self.dim),
         )
 
     @property
+    def parts(self) -> list[EmbeddingTables]:
+        """The tables of each dimension; where there is one, these themselves."""
+        return [self] if self.by_dim is None else list(self.by_dim.values())  # type: ignore[arg-type]
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the tables in memory, with a fused optimizer's state and padding."""
-        return self.weight.shape[0] * self.weight.stride(0) * self.weight.element_size()
+        weights = [part.weight for part in self.parts]
+        return sum(w.shape[0] * w.stride(0) * w.element_size() for w in weights)
 
     def extra_repr(self) -> str:
         schema = self.schema
+        rows = sum(part.weight.shape[0] for part in self.parts)
+        dims = ", ".join(str(part.dim) for part in self.parts)
         return (
-            f"{len(schema.fields)} fields, {len(schema.tables)} tables, "
-            f"{self.weight.shape[0]} rows, dim={self.dim}, {_readable(self.nbytes)}"
+            f"{len(schema.fields)} fields, {len(schema.tables)} tables, {rows} rows, "
+            f"dim={dims if self.by_dim is None else f'({dims})'}, {_readable(self.nbytes)}"
             + (", fused" if self.fused else "")
         )
 
-    # ---- fused mode: weight and optimizer state in one buffer; esmm_fast.optim calls these
+    # ---- fused mode: weight and optimizer state in one buffer; esmm_fast.optim calls these, on the
+    # `parts` of tables of several dimensions
 
     @property
     def fused(self) -> bool:
         """Whether an optimizer of esmm_fast.optim owns the state beside the weight."""
-        return self._queue is not None
+        return all(part._queue is not None for part in self.parts)
 
     @property
     def queue(self) -> GradientQueue:
@@ -220,10 +276,11 @@ class EmbeddingTables(nn.Module):
 
     def unfuse(self) -> None:
         """Returns to ordinary mode; drops the optimizer's state and what waits for it."""
-        if self._queue is not None:
-            self._queue.retire()
-        self._states, self._queue = {}, None
-        self.weight.data = self.weight.detach().contiguous()
+        for part in self.parts:
+            if part._queue is not None:
+                part._queue.retire()
+            part._states, part._queue = {}, None
+            part.weight.data = part.weight.detach().contiguous()
 
     def table(self) -> Tensor:
         """Returns the buffer itself, [R, stride]: a row's weight, then its states, then padding."""
@@ -244,13 +301,14 @@ class EmbeddingTables(nn.Module):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops the gradient: `weight.grad`, or what waits for a fused optimizer."""
         super().zero_grad(set_to_none)
-        if self._queue is not None:
-            self._queue.clear()
+        for part in self.parts:
+            if part._queue is not None:
+                part._queue.clear()
 
     # ---- what torch does to modules, on the whole buffer
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> EmbeddingTables:
-        if not self.fused:
+        if self._queue is None:
             return super()._apply(fn, recurse)
         table = fn(self.table())
         if table.dtype not in (torch.float32, torch.float64) or table.device.type == "meta":
@@ -259,20 +317,20 @@ class EmbeddingTables(nn.Module):
                 f"not {table.dtype} on {table.device}: call unfuse() first (it drops the state)"
             )
         self._place(table)
-        self.queue.convert(fn)
+        self._queue.convert(fn)
         return self
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if not keep_vars:
+        if not keep_vars and self.by_dim is None:
             destination[prefix + "weight"] = self.weight.detach().contiguous()
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, metadata: Any, *args: Any
     ) -> None:
-        if self.fused:  # load_state_dict(assign=True) would take the weight out of its buffer
+        if self._queue is not None:  # assign=True would take the weight out of its buffer
             metadata = {**metadata, "assign_to_params_buffers": False}
         super()._load_from_state_dict(state_dict, prefix, metadata, *args)
 
@@ -285,9 +343,17 @@ class EmbeddingTables(nn.Module):
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        weight = nn.Parameter(self.weight.detach().contiguous(), self.weight.requires_grad)
-        parameters = {**self._parameters, "weight": weight if self.fused else self.weight}
+        parameters = self._parameters
+        if self._queue is not None:
+            weight = nn.Parameter(self.weight.detach().contiguous(), self.weight.requires_grad)
+            parameters = {**parameters, "weight": weight}
         return {**self.__dict__, "_parameters": parameters, "_states": {}, "_queue": None}
+
+
+def tables_in(module: nn.Module) -> list[EmbeddingTables]:
+    """Returns the tables inside a module, those of several dimensions by dimension."""
+    found = [m for m in module.modules() if isinstance(m, EmbeddingTables)]
+    return [tables for tables in found if tables.by_dim is None]
 
 
 def _table_key(seed: int, table: str) -> int:

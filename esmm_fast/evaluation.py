@@ -1,7 +1,8 @@
 """predict, evaluate and the metrics of every task, each over its own space; against the truth too.
 
 A model is any `nn.Module` with `out = model(batch)`; of `out` the attributes `pctr`, `pcvr` and
-`pctcvr` [B] are read where they exist. Batches are any iterable of `Batch`.
+`pctcvr` [B] are read where they exist, and `stages`, a dict of such. Batches are any iterable of
+`Batch`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Predictions:
     pctr: NDArray[np.float32] | None = None  # [n]
     pcvr: NDArray[np.float32] | None = None  # [n]
     pctcvr: NDArray[np.float32] | None = None  # [n]
+    stages: dict[str, NDArray[np.float32]] | None = None  # each [n]: P(label | those before it)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,8 +60,13 @@ class Predictions:
     def corrected(self, kept: float) -> Predictions:
         """Returns these as of all impressions, where training kept a share of the unclicked ones.
 
-        pCTR and pCTCVR change, pCVR does not; see `calibration.undo_down_sampling`.
+        pCTR and pCTCVR change, pCVR does not; see `calibration.undo_down_sampling`. Of a chain's
+        stages the first changes.
         """
+        if kept != 1 and self.stages:
+            first = next(iter(self.stages))
+            corrected = undo_down_sampling(self.stages[first], kept)
+            return replace(self, stages={**self.stages, first: corrected})
         if kept == 1 or self.pctr is None:
             return self
         return self.with_pctr(undo_down_sampling(self.pctr, kept))
@@ -69,7 +76,7 @@ def predict_batch(model: nn.Module, batch: Batch) -> Predictions:
     """Returns what a model says of one batch, without gradients; its mode is the caller's."""
     with torch.no_grad():
         out = model(moved(batch, device_of(model)))
-    found = {name: getattr(out, name, None) for name in COLUMNS}
+    found = {name: getattr(out, name, None) for name in (*COLUMNS, "stages")}
     found["sample_id"] = batch.sample_id
     return Predictions(
         labels=_to_numpy(batch.labels),
@@ -111,7 +118,7 @@ def predict(
     columns: dict[str, Any] = {}
     for name in vars(parts[0]):
         if getattr(parts[0], name) is not None:
-            columns[name] = np.concatenate([getattr(part, name) for part in parts])
+            columns[name] = _joined([getattr(part, name) for part in parts])
     return Predictions(**columns)
 
 
@@ -237,6 +244,8 @@ def task_metrics(predictions: Predictions, truth: Truth | None = None) -> dict[s
     - `ctcvr`: pCTR * pCVR against click-and-conversion, all impressions. The pCTR is the one in the
       predictions: the model's own in `evaluate`.
 
+    Of a chain of K stages `stages` instead: the metrics of each of `stage_columns`, by name.
+
     With the truth also `truth.{ctr,ctcvr}` over all impressions, and `truth.cvr.{all, clicked,
     unclicked}`: the true probability is the soft label, so an impression counts `pcvr` times as a
     positive and `1 - pcvr` times as a negative. An AUC or log loss against it is the expectation of
@@ -249,8 +258,13 @@ def task_metrics(predictions: Predictions, truth: Truth | None = None) -> dict[s
     result: dict[str, Any] = {
         "impressions": len(predictions),
         "clicks": int(clicked.sum()),
-        "conversions": 0 if conversion is None else int((conversion * clicked).sum()),
+        "conversions": 0 if conversion is None else int(predictions.labels.min(1).sum()),
     }
+    if predictions.stages is not None:
+        result["stages"] = {
+            name: {"space": space, **metrics.summary(label[rows], scores[rows])}
+            for name, (space, label, scores, rows) in stage_columns(predictions).items()
+        }
     for task, space in SPACES.items():
         label, scores, rows = task_columns(predictions, task)
         if scores is not None and label is not None:
@@ -274,6 +288,38 @@ def task_columns(predictions: Predictions, task: str) -> tuple[Any, Any, Any]:
     if task == "cvr":
         return conversion, predictions.pcvr, predictions.clicked
     return conversion, predictions.pctcvr, None
+
+
+def stage_columns(predictions: Predictions) -> dict[str, tuple[str, Any, Any, Any]]:
+    """Returns (space, label [n], prediction [n], impressions that count) of a chain's stages.
+
+    By name: a label's own stands for P(label | those before it) over the impressions that reached
+    the stage before; with ".all" behind it, for P(it and all before it) over all impressions. The
+    first stage's own is over all impressions too.
+
+    >>> labels = np.array([[1, 1], [1, 0], [0, 0]], np.float32)
+    >>> halves = np.full(3, 0.5, np.float32)
+    >>> columns = stage_columns(Predictions(labels, stages={"click": halves, "buy": halves}))
+    >>> {name: (space, p[rows].tolist()) for name, (space, _, p, rows) in columns.items()}
+    ... # doctest: +NORMALIZE_WHITESPACE
+    {'click': ('all impressions', [0.5, 0.5, 0.5]),
+     'buy': ('impressions with click', [0.5, 0.5]),
+     'buy.all': ('all impressions', [0.25, 0.25, 0.25])}
+    """
+    columns: dict[str, tuple[str, Any, Any, Any]] = {}
+    every, before, reached = slice(None), "", None
+    for k, (name, scores) in enumerate((predictions.stages or {}).items()):
+        label = predictions.labels[:, k]
+        if reached is None:
+            columns[name] = ("all impressions", label, scores, every)
+            reached = scores
+        else:
+            rows = predictions.labels[:, k - 1] == 1
+            reached = reached * scores
+            columns[name] = (f"impressions with {before}", label, scores, rows)
+            columns[f"{name}.all"] = ("all impressions", label, reached, every)
+        before = name
+    return columns
 
 
 def _truth_metrics(predictions: Predictions, truth: Truth) -> dict[str, Any]:
@@ -311,6 +357,14 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     return batch if batch.labels.device == device else batch.to(device)
 
 
-def _to_numpy(values: torch.Tensor) -> NDArray[Any]:
+def _joined(parts: list[Any]) -> Any:
+    if isinstance(parts[0], dict):
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return np.concatenate(parts)
+
+
+def _to_numpy(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {name: _to_numpy(column) for name, column in values.items()}
     values = values.detach().cpu()
     return (values.float() if values.is_floating_point() else values).numpy()

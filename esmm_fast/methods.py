@@ -51,7 +51,7 @@ class Network:
 
         Args:
             schema: With table rows, as `Vocabulary.sized` gives it.
-            settings: Dimension, hidden layers and initialization.
+            settings: Dimensions, hidden layers and initialization.
             seed: Of the initial tables and towers.
             feature_ids: Feature ids [rows] of each table by row; the initial value of a row then
                 depends on its id and not on its place. None: by place.
@@ -59,7 +59,7 @@ class Network:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return self.model(
-                schema,
+                schema.with_tables(settings.dims),
                 dim=settings.dim,
                 hidden=settings.hidden,
                 init_std=settings.init_std,
@@ -88,6 +88,8 @@ class Method:
     """The method that this is one setting of, as it is typed; empty: `name`."""
     setting: str = ""
     """What sets it apart in its family: "10 %"."""
+    stages: bool = False
+    """Predicts every label of the schema (`evaluation.stage_columns`), not pctr, pcvr, pctcvr."""
     instability: str = ""
     """Where it is known to fail."""
     combine: Callable[[Mapping[str, Predictions]], Predictions] = field(
@@ -239,7 +241,7 @@ def view_facts(view: Dataset) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "impressions": len(view),
         "clicks": int(labels[:, 0].sum()),
-        "conversions": int(labels[:, 1].sum()),
+        "conversions": int(labels[:, -1].sum()),
     }
     weights = view.impression_weights
     if weights is not None and len(weights):

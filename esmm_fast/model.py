@@ -84,7 +84,8 @@ class EntireSpaceChain(nn.Module):
         stages: Names of the K stages, first stage first.
         label_columns: Column of `Batch.labels` of each stage, as a number or a name of the schema's
             labels. None: column k for stage k.
-        dim: Embedding dimension D of fields that do not say one.
+        dim: Embedding dimension D of fields that do not say one. The towers' inputs are as wide as
+            the sum of their fields' dimensions.
         hidden: Sizes of each tower's hidden layers.
         shared_tables: All towers read the same tables; False gives each its own (ESMM-NS).
         dense_features: Number of dense float features per impression, `Batch.dense`; they go into
@@ -243,7 +244,7 @@ class ESMM(EntireSpaceChain):
 
     Args:
         fields: A schema whose fields have rows (`Vocabulary.sized`), fields, or ``{name: rows}``.
-        dim: Embedding dimension D.
+        dim: Embedding dimension D of fields that do not say one.
         hidden: Sizes of each tower's hidden layers; ``(200, 80)`` goes from the concatenation
             straight into 200.
         shared_tables: Both towers read the same tables; False is ESMM-NS.
@@ -281,7 +282,8 @@ class ESMM(EntireSpaceChain):
         if len(schema.labels) != 2:
             raise ValueError(
                 f"fields: expected a schema of two labels, got {list(schema.labels)}: "
-                "EntireSpaceChain(schema, stages=[...]) takes any number"
+                "EntireSpaceChain(schema, stages=[...]), the method chain of the command line, "
+                "takes any number"
             )
         super().__init__(
             schema,

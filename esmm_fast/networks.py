@@ -1,13 +1,14 @@
-"""Networks of one task: CTR, CVR and CTCVR, each the paper's network with one tower."""
+"""Networks of one task, CTR, CVR and CTCVR, and of a schema's K labels: the paper's, for each."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from .batch import Batch
 from .model import ChainOutput, EntireSpaceChain
+from .schema import Schema
 
 
 class CTROutput(ChainOutput):
@@ -78,3 +79,28 @@ class CTCVRNetwork(EntireSpaceChain):
     def forward(self, batch: Batch) -> CTCVROutput:
         """Returns logit and probability for each impression of the batch."""
         return CTCVROutput(self._logits(batch))
+
+
+class StagesOutput(NamedTuple):
+    """What `ChainNetwork` returns."""
+
+    logits: Tensor  # [B, K], at least float32
+    labels: tuple[str, ...]  # K
+
+    @property
+    def stages(self) -> dict[str, Tensor]:
+        """P(label | all labels before it) by label, each [B], first stage first."""
+        return dict(zip(self.labels, self.logits.sigmoid().unbind(1), strict=True))
+
+
+class ChainNetwork(EntireSpaceChain):
+    """The entire-space chain over all labels of a schema: one stage for each, in their order."""
+
+    def __init__(self, fields: Any, **options: Any) -> None:
+        schema = Schema.of(fields)
+        stages = [f"stage_{k + 1}" for k in range(len(schema.labels))]
+        super().__init__(schema, stages, **options)
+
+    def forward(self, batch: Batch) -> StagesOutput:  # type: ignore[override]
+        """Returns logits and stages for each impression of the batch."""
+        return StagesOutput(self._logits(batch), self.schema.labels)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from . import ops
-from .embedding import EmbeddingTables
+from .embedding import EmbeddingTables, tables_in
 from .gradient_queue import merged
 
 _fused: weakref.WeakSet[EmbeddingTables] = weakref.WeakSet()
@@ -52,7 +52,7 @@ class TableOptimizer(torch.optim.Optimizer):
                 "model: expected a module with EmbeddingTables (not its parameters), "
                 f"got {type(model).__name__}"
             )
-        tables = [m for m in model.modules() if isinstance(m, EmbeddingTables)]
+        tables = tables_in(model)
         if not tables:
             raise ValueError(
                 "model: expected a module with EmbeddingTables, "
@@ -363,11 +363,7 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> Tensor:
     touched rows. Call it after `GradScaler.unscale_` where a scaler is used.
     """
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    queues = [
-        m.queue
-        for m in model.modules()
-        if isinstance(m, EmbeddingTables) and m.fused and m.queue.entries
-    ]
+    queues = [t.queue for t in tables_in(model) if t.fused and t.queue.entries]
     squares = sum(queue.squared_norm() for queue in queues)
     values = [grad.coalesce().values() if grad.is_sparse else grad for grad in grads]
     squares += sum(float(torch.linalg.vector_norm(value)) ** 2 for value in values)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from .embedding import EmbeddingTables
+from .embedding import tables_in
 from .optim import LazyAdam
 
 
@@ -32,7 +32,7 @@ def default_optimizers(
     """
     if tables not in ("lazy_adam", "adam"):
         raise ValueError(f"tables: expected 'lazy_adam' or 'adam', got {tables!r}")
-    found = [m for m in model.modules() if isinstance(m, EmbeddingTables)]
+    found = tables_in(model)
     if tables == "adam" or not found:
         return [_adam(model.parameters(), lr, betas, eps)]
     of_tables = {id(parameter) for module in found for parameter in module.parameters()}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 Side = Literal["common", "impression"]
 LabelKind = Literal["and", "drop", "raw"]
@@ -22,7 +23,7 @@ class Field:
             ``"impression"`` otherwise.
         table: Name of the embedding table; fields with the same name share it. None means a
             table of its own.
-        dim: Embedding dimension; None means the model's.
+        dim: Embedding dimension, 1 to 256; None means the model's. The fields of a table have one.
         weighted: Occurrences carry a value that multiplies the embedding.
         multi: A bag can hold several occurrences (stored as a list, else as a nullable scalar).
         rows: Rows of the table, row 0 (unknown) included; None until a vocabulary gives it.
@@ -42,6 +43,8 @@ class Field:
     rows: int | str | None = None
 
     def __post_init__(self) -> None:
+        if self.dim is not None and not 1 <= self.dim <= 256:
+            raise ValueError(f"field {self.name!r}: dim: expected 1 to 256, got {self.dim}")
         if isinstance(self.rows, str) and (self.hashed_rows or 0) < 2:
             raise ValueError(
                 f"field {self.name!r}: rows: expected a number, 'hash:2**20' or 'hash:1000000' "
@@ -133,6 +136,27 @@ class Schema:
                 )
         return {table: rows for table, rows in hashed.items() if rows is not None}
 
+    def table_dims(self, default: int) -> dict[str, int]:
+        """Returns the embedding dimension of each table, in the order of `tables`.
+
+        Args:
+            default: Of fields that do not say one.
+
+        >>> Schema((Field("a", dim=8), Field("b"))).table_dims(18)
+        {'a': 8, 'b': 18}
+        """
+        dims: dict[str, int] = {}
+        for field in (*self.common, *self.impression):
+            dim = field.dim or default
+            if dims.setdefault(field.table_name, dim) != dim:
+                raise ValueError(
+                    f"table {field.table_name!r}: expected one dimension from all its fields, "
+                    f"got {dims[field.table_name]} and {dim}"
+                    + f" (the default, as {field.name!r} says none)"
+                    * (field.dim is None)
+                )
+        return dims
+
     @property
     def row_bases(self) -> dict[str, int]:
         """First row of each table in the joint row space, where the tables follow each other."""
@@ -145,6 +169,42 @@ class Schema:
     def with_rows(self, rows: Mapping[str, int]) -> Schema:
         """Returns this schema with `rows[table]` written into every field."""
         return replace(self, fields=tuple(replace(f, rows=rows[f.table_name]) for f in self.fields))
+
+    def with_tables(
+        self, dims: Mapping[str, int] | None = None, rows: Mapping[str, str] | None = None
+    ) -> Schema:
+        """Returns this schema with dimensions and hashed rows of some tables, in all their fields.
+
+        Args:
+            dims: Embedding dimension by table.
+            rows: ``"hash:2**20"`` by table.
+
+        Raises:
+            ValueError: Naming `dims` or `rows`, where the schema has no such table.
+
+        >>> schema = Schema((Field("seen", table="item"), Field("item"), Field("tag")))
+        >>> schema.with_tables({"item": 8}, {"tag": "hash:64"}).fields[1:]
+        ... # doctest: +NORMALIZE_WHITESPACE
+        (Field(name='item', side='impression', table=None, dim=8, weighted=False, multi=False,
+               rows=None),
+         Field(name='tag', side='impression', table=None, dim=None, weighted=False, multi=False,
+               rows='hash:64'))
+        """
+        given = {"dims": dims or {}, "rows": rows or {}}
+        for argument, by_table in given.items():
+            if unknown := next((table for table in by_table if table not in self.tables), None):
+                near = difflib.get_close_matches(unknown, self.tables, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(self.tables)}"
+                raise ValueError(f"{argument}: the schema has no table {unknown!r}; {hint}")
+
+        def changed(field: Field) -> Field:
+            changes: dict[str, Any] = {}
+            for name, by_table in (("dim", given["dims"]), ("rows", given["rows"])):
+                if field.table_name in by_table:
+                    changes[name] = by_table[field.table_name]
+            return replace(field, **changes)
+
+        return replace(self, fields=tuple(map(changed, self.fields)))
 
     @staticmethod
     def of(fields: Schema | Mapping[str, int] | Iterable[Field]) -> Schema:

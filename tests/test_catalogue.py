@@ -46,7 +46,7 @@ def literal_loss(network: str, method: str, logits: np.ndarray, labels: np.ndarr
     if network in ("cvr", "ctcvr"):
         return bce(both, p[:, 0])  # AMAN, OVERSAMPLING, UNBIAS and BASE differ by view and weight
     entire = bce(y, p[:, 0]) + bce(both, p[:, 0] * p[:, 1])
-    if method in ("esmm", "esmm-ns"):
+    if method in ("esmm", "esmm-ns", "chain"):
         return entire
     propensity = np.maximum(p[:, 0], 0.01)
     error = bce(both, p[:, 1])

@@ -255,8 +255,10 @@ def test_tables_that_do_not_fit_are_refused_before_anything_is_made(
     options = ["--train", synthetic_log.train_path, "--out", tmp_path / "run", *SMALL]
     status, shown, error = call(capsys, "train", *options)
     assert status == 1 and error.count("\n") == 1
-    assert error.startswith("Error: the tables need ") and "1000 B are available" in error
-    assert shown.startswith("tables: ") and " 101 " in shown  # bytes per field, printed before
+    assert error.startswith("Error: the training needs about ") and "1000 B are available" in error
+    assert (
+        shown.startswith("memory: about ") and " 101 " in shown
+    )  # bytes per field, printed before
     assert list(tmp_path.iterdir()) == []
 
 

@@ -49,7 +49,10 @@ def test_a_number_without_a_point_is_a_number(tmp_path: Path) -> None:
     [
         ({"trian": "x"}, "trian: unknown key; did you mean 'train'?"),
         ({"train": "x", "settings": {"bach_size": 1}}, "settings.bach_size: unknown key; did you"),
-        ({"train": "x", "settings": {"zzz": 1}}, "settings.zzz: unknown key; known keys: dim, hid"),
+        (
+            {"train": "x", "settings": {"zzz": 1}},
+            "settings.zzz: unknown key; known keys: dim, dims",
+        ),
         ({}, "Object missing required field `train`"),
         ({"train": "x", "settings": {"lr": "fast"}}, "settings.lr: Expected `float`, got `str`"),
         ({"train": "x", "settings": {"lr": 0}}, "settings: lr: expected a number above 0, got 0"),

@@ -257,8 +257,6 @@ class TestErrors:
             EmbeddingTables(Schema((Field("x"),)))
 
     def test_unsupported_dimensions(self) -> None:
-        with pytest.raises(NotImplementedError, match="field 'x' has dim=4, the tables dim=18"):
-            EmbeddingTables(Schema((Field("x", dim=4, rows=3),)))
         with pytest.raises(ValueError, match="dim: expected 1 to 256, got 257"):
             EmbeddingTables(SCHEMA, 257)
 

@@ -23,7 +23,7 @@ SETTINGS = Settings(dim=4, hidden=(16,), batch_size=256)
 
 
 def test_every_method_is_described() -> None:
-    assert list(TRAINABLE) == ["ctr", *METHODS]
+    assert list(TRAINABLE) == ["ctr", "chain", *METHODS]
     for name, method in TRAINABLE.items():
         assert method.name == name and method.networks
         assert method.title and method.formula and method.source and method.target

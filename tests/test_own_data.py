@@ -33,12 +33,17 @@ def test_the_examples_of_the_page(tmp_path, monkeypatch, capsys):
             Path(name).write_text(text)
         elif language == "python":
             exec(compile(text, str(DOCS), "exec"), {})
+        elif language == "bash":
+            for command in text.splitlines():
+                status, _, error = call(capsys, *shlex.split(command)[1:])
+                assert status == 0, error
         elif language == "console":
             for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.M):
                 status, out, error = call(capsys, *shlex.split(command)[1:])
                 assert (status, error) == (0, ""), command
                 assert out == expected
-    assert ran.count("console") == 2 and ran.count("python") == 1 and len(ran) == 7
+    assert [ran.count(each) for each in ("console", "bash", "python")] == [2, 1, 1]
+    assert len(ran) == 8
 
 
 def test_every_key_of_the_schema_file_is_explained():

@@ -45,6 +45,7 @@ ORDER = [
     "data.shards",
     "data.merge_shards",
     "data.prepare_log",
+    "field_columns",
     "embedding",
     "embedding_bag",
     "optim",
@@ -91,6 +92,7 @@ WHOLE = ("ops", "reference")
 MODEL_SIDE = {
     "reference",
     "ops",
+    "field_columns",
     "embedding",
     "embedding_bag",
     "optim",

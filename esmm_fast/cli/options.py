@@ -28,6 +28,17 @@ def _widths(context: click.Context, option: click.Parameter, value: str | None) 
         raise click.BadParameter(f"expected widths like 360,200,80, got {value!r}") from None
 
 
+def _by_table(context: click.Context, option: click.Parameter, value: str | None) -> Any:
+    if value is None:
+        return None
+    pairs = [pair.strip().rpartition("=") for pair in value.split(",")]
+    number = option.name == "dims"
+    if not all(table and (text.isdigit() or not number) for table, _, text in pairs):
+        like = "item=8,shop=4" if number else "item=hash:2**20,shop=hash:1000"
+        raise click.BadParameter(f"expected tables and values like {like}, got {value!r}")
+    return {table: int(text) if number else text for table, _, text in pairs}
+
+
 def shard(context: click.Context, option: click.Parameter, value: str | None) -> Any:
     """Returns (i, N) of --shard i/N."""
     if value is None:
@@ -40,6 +51,7 @@ def shard(context: click.Context, option: click.Parameter, value: str | None) ->
         raise click.BadParameter(str(error)) from None
 
 
+_READ = {"hidden": _widths, "dims": _by_table, "rows": _by_table}
 _LABELS = "A conversion without a click: none (and), not trained on (drop), one (raw)."
 _TABLE_OPTIMIZER = "lazy_adam moves the rows that a batch touches, adam all rows in every step."
 
@@ -52,6 +64,8 @@ def settings_options(command: Command) -> Command:
         ("batch_size", COUNT, "Impressions per step."),
         ("lr", float, "Learning rate of tables and towers."),
         ("dim", COUNT, "Embedding dimension."),
+        ("dims", str, "Of single tables: item=8,shop=4."),
+        ("rows", str, "Of hashed tables: item=hash:2**20."),
         ("hidden", str, "Hidden layers of a tower."),
         ("init_std", float, "Standard deviation of the tables at the start."),
         ("min_count", COUNT, "Of a feature id, to get a row of its own."),
@@ -67,8 +81,8 @@ def settings_options(command: Command) -> Command:
         default = getattr(Settings(), name)
         if isinstance(default, tuple):
             default = ",".join(map(str, default))
-        text += f" Default: {'all' if default is None else default}."
-        callback = _widths if name == "hidden" else None
+        text += f" Default: {'all' if default is None else 'none' if default == {} else default}."
+        callback = _READ.get(name)
         flag = f"--{name.replace('_', '-')}"
         command = click.option(flag, type=kind, callback=callback, help=text)(command)
     return command

@@ -71,10 +71,12 @@ def _shown(value: Any) -> str:
 
 def echo_metrics(result: dict[str, Any]) -> None:
     """Prints the metrics of each task, one line each, with the space it is over."""
-    click.echo(
-        f"{result['impressions']:,} impressions, {result['clicks']:,} clicks, "
-        f"{result['conversions']:,} conversions"
-    )
+    stages = result.get("stages", {})
+    counts = {"clicks": result["clicks"], "conversions": result["conversions"]}
+    if stages:
+        counts = {n: int(m["positives"]) for n, m in stages.items() if not n.endswith(".all")}
+    counts = {"impressions": result["impressions"], **counts}
+    click.echo(", ".join(f"{count:,} {name}" for name, count in counts.items()))
     rows = [
         (
             task.upper() + (", own pCTR" if task == "ctcvr" else ""),
@@ -84,6 +86,7 @@ def echo_metrics(result: dict[str, Any]) -> None:
         for task in ("ctr", "cvr", "ctcvr")
         if task in result
     ]
+    rows += [(name.upper(), metrics["space"], metrics) for name, metrics in stages.items()]
     for space, metrics in result.get("truth", {}).get("cvr", {}).items():
         rows.append(("pCVR against truth", f"{space} impressions", metrics))
     click.echo(f"{'':20}{'':24}{'AUC %':>9}{'log loss':>10}{'obs/exp':>9}")

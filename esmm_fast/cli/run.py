@@ -16,7 +16,7 @@ from .printing import echo_json, echo_metrics, echo_slices
 @click.option("--train", "train_set", type=EXISTING, help="Dataset to train on.")
 @click.option("--valid", type=EXISTING, help="Dataset to evaluate after each epoch.")
 @click.option("--config", "config_file", type=EXISTING, help="YAML; options override it.")
-@click.option("--method", help="esmm (default), ctr, base, aman-10, ...; see `compare`.")
+@click.option("--method", help="esmm (default), chain (K labels), ctr, base, aman-10, ...")
 @click.option("--out", type=PATH, required=True, help="RUN; must not exist without --resume.")
 @click.option("--resume", is_flag=True, help="Continue RUN, to the same bits; begin it if missing.")
 @click.option("--evaluate-steps", type=COUNT, help="Evaluate within an epoch too.")
@@ -120,7 +120,7 @@ def evaluate(
 @click.option("--out", type=PATH, required=True, help="Parquet file; must not exist.")
 @_KEPT
 def predict(run: Path, dataset: Path, out: Path, unclicked_kept: float) -> None:
-    """Write pctr, pcvr and pctcvr of every impression, by sample_id."""
+    """Write pctr, pcvr and pctcvr (a chain: every stage) of every impression, by sample_id."""
     refuse_existing(out)
     from ..data.dataset import Dataset
     from ..run.predict import write_predictions

@@ -21,7 +21,7 @@ from ..data.dataset import Dataset
 from ..evaluation import Truth
 from ..methods import Method
 from ..run.memory import available
-from ..run.run import check_same_fields, counts, dataset_identity, machine, now, table_memory
+from ..run.run import check_same_fields, counts, dataset_identity, machine, now, training_memory
 from ..samplers import share_of_groups, split_off_end
 from ..vocabulary import Vocabulary
 from .records import Records
@@ -104,11 +104,14 @@ def compare(
     }
     records = Records(out, plan)
     vocabulary = Vocabulary.from_dataset(
-        train, min_count=settings.min_count, selected=train.selection is not None
+        train,
+        settings.min_count,
+        schema=train.schema.with_tables(rows=settings.rows),
+        selected=train.selection is not None,
     )
     sized = vocabulary.sized(train.schema)
     networks = {id(n.model): n for m in (CTR, *chosen) for n in m.networks.values()}
-    needed = [table_memory([n], sized, settings) for n in networks.values()]  # trained in turn
+    needed = [training_memory([n], sized, settings) for n in networks.values()]  # trained in turn
     most = max(needed, key=lambda each: each.total)
     say(most.lines(checkpoint=False)[0])
     most.check(available(), checkpoint=False)

@@ -136,12 +136,15 @@ def _run(results: dict[str, Any]) -> dict[str, Any]:
         for task in ("ctr", "cvr", "ctcvr")
         if task in results.get("valid", {})
     ]
+    stages = results.get("valid", {}).get("stages", {})
+    tasks += [{"task": name, **metrics} for name, metrics in stages.items()]
     curves = {name: network["loss_curve"] for name, network in results["networks"].items()}
     return {
         "title": f"A run of {results['title']}",
         "subtitle": f"esmm_fast {results['esmm_fast']} · {_when(results)}",
         "tiles": _tiles(results["data"]),
         "tasks": tasks,
+        "stages": bool(stages),
         "figures": {"losses": plots.losses(curves)},
         "training": [
             {"title": name, **totals([network]), "memory": memory([network]), "effective": ""}

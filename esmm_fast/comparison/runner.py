@@ -175,7 +175,9 @@ class Runner:
             ids = dataset.impressions["sample_id"].to_numpy()
             kept = ids if dataset.selection is None else ids[dataset.selection]
             self._known[part] = Predictions(dataset.labels("and"), kept.astype(np.int64))
-        columns = {c: arrays[f"{part}.{c}"] for c in COLUMNS if f"{part}.{c}" in arrays}
+        columns: dict[str, Any] = {
+            c: arrays[f"{part}.{c}"] for c in COLUMNS if f"{part}.{c}" in arrays
+        }
         return replace(self._known[part], **columns)
 
 

@@ -216,6 +216,7 @@ class FieldEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     dim: int | None = None
     weighted: bool = False
     multi: bool = False
+    rows: str | None = None
 
 
 class SchemaFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -280,6 +281,7 @@ def _format(file: SchemaFile) -> LogFormat:
         weight=file.weight,
         extra=tuple(e.name for e in extra),
     )
+    _ = schema.hashed_tables  # raises where fields of one table differ
     usual = LogFormat(
         schema,
         sample_id=file.sample_id,

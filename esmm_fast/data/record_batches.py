@@ -197,7 +197,7 @@ def promoted_schema(schema: Schema, common: Layout, impression: Layout) -> Schem
     return replace(
         schema,
         fields=tuple(
-            replace(f, multi=layouts[f.name][0], weighted=layouts[f.name][1], rows=None)
+            replace(f, multi=layouts[f.name][0], weighted=layouts[f.name][1], rows=_hash(f))
             for f in schema.fields
         ),
     )
@@ -253,3 +253,8 @@ def _as_type(stored: pa.Array, wanted: pa.DataType) -> pa.Array:
     scalars[present] = items.cast(wanted).to_numpy()
     valid = pa.py_buffer(np.packbits(present, bitorder="little"))
     return pa.Array.from_buffers(wanted, len(stored), [valid, pa.py_buffer(scalars)])
+
+
+def _hash(field: Field) -> str | None:
+    """Returns the rows of a hashed table; others are a vocabulary's to say."""
+    return field.rows if isinstance(field.rows, str) else None

@@ -7,16 +7,19 @@ from .batch_plan import batch_plan
 from .biased_relu import biased_relu_, biased_relu_gradient_
 from .embedding_init import embedding_init
 from .embedding_update import embedding_update
+from .plan_parts import FieldPart, plan_parts
 from .pooled_embedding import embedding_bag, pooled_embedding
 from .product_loss import product_loss
 
 __all__ = [
+    "FieldPart",
     "batch_plan",
     "biased_relu_",
     "biased_relu_gradient_",
     "embedding_bag",
     "embedding_init",
     "embedding_update",
+    "plan_parts",
     "pooled_embedding",
     "product_loss",
 ]

@@ -4,6 +4,7 @@ from .batch_plan import batch_plan
 from .biased_relu import biased_relu, biased_relu_gradient
 from .embedding_init import embedding_init
 from .embedding_update import embedding_update
+from .plan_parts import plan_parts
 from .pooled_embedding import pooled_embedding
 from .product_loss import product_loss
 
@@ -13,6 +14,7 @@ __all__ = [
     "biased_relu_gradient",
     "embedding_init",
     "embedding_update",
+    "plan_parts",
     "pooled_embedding",
     "product_loss",
 ]

@@ -77,8 +77,9 @@ class RunLog:
         self._write({"network": network, "epoch": epoch, "step": step, "valid": result})
         values = {
             f"{network}/valid/{task}/{name}": value
-            for task in ("ctr", "cvr", "ctcvr")
-            for name, value in result.get(task, {}).items()
+            for task, metrics in {**result, **result.get("stages", {})}.items()
+            if isinstance(metrics, dict)
+            for name, value in metrics.items()
             if name in ("auc", "log_loss", "calibration")
         }
         self._event(values, step)

@@ -25,7 +25,7 @@ from ..calibration import Slices
 from ..catalogue import TRAINABLE, by_name
 from ..config import RunConfig, Settings
 from ..data.dataset import Dataset
-from ..evaluation import SPACES, Truth, task_columns, task_metrics
+from ..evaluation import SPACES, Truth, stage_columns, task_columns, task_metrics
 from ..methods import Network, Trained, build_networks, fit_method
 from ..run import checkpoint, memory
 from ..samplers import common_rows_of
@@ -60,7 +60,7 @@ def train(
         out: RUN.
         resume: Continue the run in `out`, if there is one; else begin it.
         progress: Shows bars.
-        say: Receives lines for the user: the memory of the tables, what is continued.
+        say: Receives lines for the user: the memory it will take, what is continued.
 
     Returns:
         What the report shows: `config`, `data`, `networks` (steps, impressions, seconds and loss
@@ -69,7 +69,7 @@ def train(
     Raises:
         FileExistsError: If `out` exists and is not to be continued.
         Interrupted: After a signal, with the state saved.
-        MemoryError: If the tables do not fit.
+        MemoryError: If it does not fit.
         ValueError: If the datasets' fields differ, the method is unknown, or `out` holds the run of
             another config or of other data.
     """
@@ -90,8 +90,12 @@ def train(
     if going_on:
         vocabulary = Vocabulary.load(out / "vocabulary.arrow")
     else:
-        vocabulary = Vocabulary.from_dataset(dataset, min_count=settings.min_count)
-    needed = table_memory(
+        vocabulary = Vocabulary.from_dataset(
+            dataset,
+            settings.min_count,
+            schema=dataset.schema.with_tables(rows=settings.rows),
+        )
+    needed = training_memory(
         tuple(method.networks.values()),
         vocabulary.sized(dataset.schema),
         settings,
@@ -149,22 +153,21 @@ def train(
     return results
 
 
-def table_memory(
+def training_memory(
     networks: Sequence[Network], schema: Schema, settings: Settings, kept_copies: int = 0
-) -> memory.TableMemory:
-    """Returns the memory that the tables of networks will take all at once.
+) -> memory.TrainingMemory:
+    """Returns the memory that networks will take all at once; see `memory.of_training`.
 
     Args:
         networks: Of a method.
         schema: With table rows.
-        settings: Dimension and optimizer.
+        settings: Of the training.
         kept_copies: Copies of the parameters that training keeps beside them.
     """
-    small = msgspec.structs.replace(settings, hidden=(1,))
-    return memory.of_tables(
-        lambda schema: [network.build(schema, small, 0) for network in networks],
+    return memory.of_training(
+        lambda schema, settings: [network.build(schema, settings, 0) for network in networks],
         schema,
-        settings.table_optimizer,
+        settings,
         kept_copies,
     )
 
@@ -256,6 +259,11 @@ class Run:
             progress: Shows a bar.
         """
         check_same_fields(self.schema, dataset.schema, self.path, dataset.path)
+        if truth is not None and self.trained.method.stages:
+            raise ValueError(
+                "truth: it holds pctr and pcvr; a chain predicts its labels, "
+                f"{', '.join(self.schema.labels)}"
+            )
         if truth is not None:
             truth.check_covers(dataset)
         slices = {field: Slices.of(dataset, field) for field in by}
@@ -265,6 +273,8 @@ class Run:
         result = task_metrics(predictions, truth)
         if slices:
             tasks = {task: task_columns(predictions, task) for task in SPACES if task in result}
+            for name, (_, *columns, rows) in stage_columns(predictions).items():
+                tasks[name] = (*columns, rows if isinstance(rows, np.ndarray) else None)
             result["slices"] = {
                 field: {task: each.calibration(*columns) for task, columns in tasks.items()}
                 for field, each in slices.items()
@@ -282,7 +292,7 @@ def counts(dataset: Dataset) -> dict[str, Any]:
         "path": str(dataset.path),
         "impressions": len(dataset),
         "clicks": int(labels[:, 0].sum()),
-        "conversions": int(labels[:, 1].sum()),
+        "conversions": int(labels[:, -1].sum()),
         "common_rows": len(dataset.common_rows),
         "common_rows_used": len(np.unique(common_rows_of(dataset))),
     }
