@@ -21,6 +21,7 @@ ORDER = [
     "reference",
     "ops",
     "vocabulary",
+    "bag_values",
     "bags",
     "batch",
     "columns",
