@@ -304,7 +304,7 @@ def evaluate(
 @cli.command()
 @click.argument("run", type=_EXISTING)
 @click.argument("dataset", type=_EXISTING)
-@click.option("--out", type=_PATH, required=True, help="Parquet file; must not exist.")
+@click.option("--out", type=_PATH, required=True, help="New Parquet file; its folders are made.")
 @_KEPT
 def predict(run: Path, dataset: Path, out: Path, unclicked_kept: float) -> None:
     """Write pctr, pcvr and pctcvr of every impression, by sample_id."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from . import ops
 from .batch import Batch
@@ -137,9 +138,12 @@ class EmbeddingTables(nn.Module):
         Raises:
             ValueError: The batch is on another device or has another number of bags than the
                 schema's fields.
-            IndexError: A row is outside the tables, e.g. ``rows[17] = 400012 is outside the table
+            NotImplementedError: In torch.jit or torch.func.grad, or with ``sparse=True`` inside
+                DistributedDataParallel.
+        IndexError: A row is outside the tables, e.g. ``rows[17] = 400012 is outside the table
                 of 400000 rows: was the batch made with another vocabulary?``
         """
+        self._refuse_what_torch_explains_badly()
         plan, impressions = batch.plan, batch.labels.shape[0]
         common_fields, impression_fields = len(self.schema.common), len(self.schema.impression)
         common_bags = batch.common * common_fields
@@ -165,6 +169,24 @@ class EmbeddingTables(nn.Module):
             common.reshape(batch.common, common_fields * self.dim),
             impression.reshape(impressions, impression_fields * self.dim),
         )
+
+    def _refuse_what_torch_explains_badly(self) -> None:
+        if torch.jit.is_tracing():
+            self.__prepare_scriptable__()
+        if self.sparse and getattr(DistributedDataParallel, "_active_ddp_module", None) is not None:
+            raise NotImplementedError(
+                "EmbeddingTables: expected sparse=False inside DistributedDataParallel, which "
+                "takes sparse gradients of torch.nn.Embedding and EmbeddingBag alone"
+            )
+
+    def __prepare_scriptable__(self) -> Any:
+        raise NotImplementedError(
+            "EmbeddingTables: expected no torch.jit, whose graphs hold no batch; torch.compile "
+            "takes them"
+        )
+
+    def __dir__(self) -> list[str]:  # torch.jit reads every attribute there is
+        return [name for name in super().__dir__() if name != "queue" or self.fused]
 
     @property
     def nbytes(self) -> int:
