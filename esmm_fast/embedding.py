@@ -140,7 +140,7 @@ class EmbeddingTables(nn.Module):
                 schema's fields.
             NotImplementedError: In torch.jit or torch.func.grad, or with ``sparse=True`` inside
                 DistributedDataParallel.
-        IndexError: A row is outside the tables, e.g. ``rows[17] = 400012 is outside the table
+            IndexError: A row is outside the tables, e.g. ``rows[17] = 400012 is outside the table
                 of 400000 rows: was the batch made with another vocabulary?``
         """
         self._refuse_what_torch_explains_badly()
