@@ -80,8 +80,9 @@ class EmbeddingBag(nn.EmbeddingBag):
 
     def _here(self, input: Tensor, offsets: Tensor | None, weights: Tensor | None) -> bool:
         """Whether this package has a kernel for the call; torch also explains wrong arguments."""
+        weight = self.weight
         if (
-            self.mode == "max"
+            self.mode not in ("sum", "mean")
             or self.max_norm is not None
             or self.scale_grad_by_freq
             or self.padding_idx is not None
@@ -90,28 +91,27 @@ class EmbeddingBag(nn.EmbeddingBag):
             or _traced()
         ):
             return False
-        dense = self.weight.requires_grad and torch.is_grad_enabled() and not self.sparse
+        dense = weight.requires_grad and torch.is_grad_enabled() and not self.sparse
         if input.numel() < _FEW and not dense:
             return False
-        tensors = [t for t in (self.weight, input, offsets, weights) if t is not None]
+        if (
+            weight.dtype not in (torch.float32, torch.float64)
+            or weight.stride(1) != 1
+            or input.dtype not in _INTEGERS
+            or not (weight.is_cpu and input.is_cpu)
+        ):
+            return False
+        if weights is not None and (
+            (weights.dtype, weights.shape) != (weight.dtype, input.shape) or not weights.is_cpu
+        ):
+            return False
+        if offsets is None:
+            return input.dim() == 2 and input.shape[1] > 0
         return (
-            self.weight.dtype in (torch.float32, torch.float64)
-            and self.weight.stride(1) == 1
-            and all(t.device.type == "cpu" for t in tensors)
-            and input.dtype in _INTEGERS
-            and (
-                weights is None
-                or (weights.dtype, weights.shape) == (self.weight.dtype, input.shape)
-            )
-            and (
-                (input.dim() == 2 and offsets is None and input.shape[1] > 0)
-                or (
-                    input.dim() == 1
-                    and offsets is not None
-                    and offsets.dtype in _INTEGERS
-                    and self._ends_with(input, offsets)
-                )
-            )
+            input.dim() == offsets.dim() == 1
+            and offsets.is_cpu
+            and offsets.dtype in _INTEGERS
+            and self._ends_with(input, offsets)
         )
 
     def _ends_with(self, input: Tensor, offsets: Tensor) -> bool:
@@ -125,6 +125,6 @@ class EmbeddingBag(nn.EmbeddingBag):
 
 def _traced() -> bool:
     """Whether what runs is recorded for elsewhere, or inside a transform of torch.func."""
-    if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
-    return torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    if torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting():
+        return True
+    return torch.jit.is_tracing()
