@@ -17,6 +17,11 @@ from torch.nn.utils import parametrize
 
 from esmm_fast import EmbeddingBag, embedding_bag
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
+]
+
 # PyTorch's OpInfo in a process of its own: its test modules change torch's global flags.
 SAMPLES = """
 import sys, torch
@@ -64,13 +69,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def outcome(call: Callable[..., Tensor], weight: Tensor, values: Tensor | None) -> dict[str, Any]:
     """Returns output, gradients and what became of the weight; or the error."""
+    found: dict[str, Any] = {"weight": weight.detach()}
     try:
         out = call()
+        found["out"] = out.detach()
         generator = torch.Generator().manual_seed(0)
         out.backward(torch.randn(out.shape, generator=generator).to(out.dtype))
     except (RuntimeError, ValueError, NotImplementedError, IndexError) as error:
-        return {"error": error}
-    found = {"out": out.detach(), "weight": weight.detach()}
+        found["error"] = error
     for name, grad in (("grad", weight.grad), ("of values", getattr(values, "grad", None))):
         if grad is not None:
             found[name] = grad.to_dense() if grad.is_sparse else grad
@@ -108,7 +114,7 @@ def test_samples_of_pytorch(
     dtype: torch.dtype, requires_grad: bool, opinfo: Any, calls: list[Any]
 ) -> None:
     samples = opinfo[0][str(dtype), requires_grad]
-    here = 0
+    here = errors = 0
     for weight, index, options, expected in samples:
         before = len(calls)
         ours, torchs = both(weight, index, options)
@@ -117,6 +123,8 @@ def test_samples_of_pytorch(
         own = dtype.itemsize >= 4 and options["mode"] != "max" and not NOT_HERE & options.keys()
         assert len(calls) - before == own, options
         here += own
+        errors += "error" in ours
+    assert errors <= 3  # sparse gradients with scale_grad_by_freq: torch refuses them
     assert len(samples) > 30 and (here > 10 or dtype.itemsize == 2)
 
 
@@ -175,7 +183,7 @@ def test_every_option(data: st.DataObject) -> None:
 )
 def test_wrong_arguments_raise_in_both(index: Tensor, options: Any, calls: list[Any]) -> None:
     ours, torchs = both(torch.randn(7, 3), index, {"mode": "sum", **options})
-    assert ours.keys() == torchs.keys() == {"error"}
+    assert "error" in ours.keys() & torchs.keys() and "out" not in ours.keys() | torchs.keys()
 
 
 def test_wrong_options_raise_as_in_torch() -> None:
