@@ -31,8 +31,8 @@ class EmbeddingTables(nn.Module):
 
     Training, either way with the usual three lines:
 
-    * Ordinary: with any optimizer of torch. `weight.grad` is dense, or sparse (coalesced) with
-      ``sparse=True``.
+    * Ordinary: with any optimizer of torch. `weight.grad` is dense, or with ``sparse=True`` sparse,
+      each touched row once.
     * Fused: with an optimizer of `esmm_fast.optim`, which moves the weight into one buffer [R,
       stride] beside its own state. `weight` (still the same parameter) is then a strided view,
       `weight.grad` stays None, and the gradient waits by bag until `opt.step()` applies it in one
