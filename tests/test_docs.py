@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from esmm_fast import prepare
-from esmm_fast.synth import synth
+from esmm_fast.data.synth import synth
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -62,13 +62,13 @@ def test_own_loop(
 
 def test_readme_training_and_towers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    synth("ali-ccp", impressions=600, test_impressions=300, ctr=0.3, cvr=0.3, seed=0)
+    synth("log", impressions=600, test_impressions=300, ctr=0.3, cvr=0.3, seed=0)
     (readme,) = blocks("README.md")
     names = run("README.md", readme, {})
     assert set(names["result"]) >= {"ctr", "cvr", "ctcvr"}
     (towers,) = blocks("docs/towers.md")
     assert run("docs/towers.md", towers, names)["model"].towers.sizes == (2, 3, 80)
     (training,) = blocks("docs/training.md")
-    prepare("ali-ccp", out="data")
+    prepare("log", out="data")
     assert "warmup=100" in training  # of a log of 100,000 impressions
     run("docs/training.md", training.replace("warmup=100", "warmup=2"), {})
