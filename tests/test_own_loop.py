@@ -184,6 +184,19 @@ def test_sparse_reaches_every_table(shared: bool) -> None:
     assert all(t.weight.grad.is_sparse for t in model.embedding_tables())  # type: ignore[union-attr]
 
 
+def test_sparse_gradients_compiled_and_scaled() -> None:
+    (model, _), batch = models(sparse=True), ours(random_batch(0))
+    model.loss(model(batch), batch).backward()
+    expected = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    out = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")(batch)
+    scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler.scale(model.loss(out, batch)).backward()
+    scaler.unscale_(optimizer)
+    for p, grad in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, grad)
+
+
 def test_lbfgs() -> None:
     model, twin = models()
     losses = []
