@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import pandas
 import pyarrow as pa
 import pytest
 import torch
@@ -101,7 +100,6 @@ def test_every_way_to_give_bags(bags: list[list[int]]) -> None:
     assert_same(batch(padded, None, padded_weights), expected)
     assert_same(batch(column, None, weights_column), expected)
     assert_same(batch(pa.chunked_array([column[:1], column[1:]]), None, weights), expected)
-    assert_same(batch(pandas.Series(bags), None, pandas.Series(weights)), expected)
     mask = [[w >= 0 for w in bag] for bag in weights]
     if flat:  # lists without an entry are no mask
         assert_same(batch(bags, None, mask), batch(flat, offsets))
@@ -135,8 +133,16 @@ def test_an_arrow_column_of_single_values_and_its_nulls() -> None:
     fixed = pa.array([[8, 7], None, [5, 5]], pa.list_(pa.int64(), 2))
     assert of(fixed).plan.rows[3:].tolist() == [12, 11, 9, 9]
     table = pa.table({"tags": lists, "click": [1, 0, 1], "order": [1, 0, 0], "at": [3, 4, 5]})
-    labels = table.select(["click", "order"]).to_pandas()
+    labels = table.select(["click", "order"])
     assert_same(of(table["tags"], labels=labels, extra={"at": table["at"]}), EXPECTED)
+
+
+def test_pandas() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"tags": BAGS, "weights": [[0.5, 2.0], [], [3.0]], "click": [1, 0, 1]})
+    frame["order"] = [1, 0, 0]
+    batch = of((frame["tags"], None, frame["weights"]), labels=frame[["click", "order"]])
+    assert_same(batch, WEIGHTED)
 
 
 def test_a_nested_tensor() -> None:
