@@ -66,6 +66,24 @@ def bumps_version(name: str) -> None:
     _implementations.impl(name, bump, "ADInplaceOrView", with_keyset=True)
 
 
+def refuse_transforms(op: str, vmap: bool = True) -> None:
+    """Raises inside a transform of torch.func, for torch's own error there names no operator.
+
+    Args:
+        op: The operator.
+        vmap: Whether it cannot be inside torch.func.vmap either.
+    """
+    if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        return
+    kinds = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
+    refused = [k for k in kinds if vmap or k != torch._C._functorch.TransformType.Vmap]
+    if refused:
+        raise NotImplementedError(
+            f"{op}: expected no transform of torch.func, got {refused[0].name.lower()}; "
+            "take loss.backward() or torch.autograd.grad"
+        )
+
+
 def operators_fingerprint(sources: Iterable[Path]) -> str:
     """Returns a hash of the operators: their schemas, and the Python files of their autograd."""
     digest = hashlib.blake2b(digest_size=8)

@@ -36,7 +36,7 @@ class Batch:
 
     @staticmethod
     def from_bags(
-        bags: Mapping[str, tuple[Any, ...]],
+        bags: Mapping[str, Any],
         labels: Any = None,
         *,
         schema: Schema | Mapping[str, int],
@@ -52,11 +52,18 @@ class Batch:
 
         Args:
             bags: For every field of the schema ``(rows, offsets, weights)``; the later ones can be
-                left out. Ragged: rows [N_f] integers; offsets [bags + 1] integers, ascending from 0
-                to N_f (offsets None: one row per bag); weights [N_f] or None (all 1). Padded: rows
-                [bags, L] with offsets None; entries equal to `padding` belong to no bag; weights
-                [bags, L], or a bool mask [bags, L] of the entries that do belong. An impression's
-                field has B bags, a common row's field U.
+                left out, and rows alone need no tuple. An impression's field has B bags, a common
+                row's field U. Integers of any width, signed or not. Bags are given as one of:
+
+                * rows [N_f] and offsets, ascending from 0: [bags + 1] up to N_f or, as
+                  torch.nn.EmbeddingBag takes them, [bags]. Where nothing beside them gives the
+                  number of bags, offsets that end with N_f are [bags + 1]. Weights [N_f].
+                * rows [bags], offsets None: one row per bag. Weights [bags].
+                * rows [bags, L]: entries equal to `padding` belong to no bag. Weights [bags, L],
+                  or a bool mask [bags, L] of the entries that do belong.
+                * a list (or array) of rows for each bag; `padding`, weights and mask likewise.
+                * an Arrow column of integers or lists (pyarrow, polars, pandas), where null is an
+                  empty bag.
             labels: [B, K] (or [B] where K = 1), or None: all NaN, so that a loss of them shows.
             schema: The fields with their table rows, or ``{field: rows}`` (all on the impression
                 side).
@@ -64,7 +71,7 @@ class Batch:
                 or where U = B (each impression has a common row of its own).
             vocabulary: Where given, `bags` hold feature ids (an unknown one becomes row 0), and
                 `schema` needs no table rows.
-            padding: What stands in padded `rows` (or ids) where nothing is.
+            padding: What stands in padded rows (or ids) where nothing is.
             dense: [B, schema.dense] float features.
             impression_weights: [B] floats.
             sample_id: [B] integers.
@@ -77,7 +84,7 @@ class Batch:
         Two impressions; the second has no "tag":
 
         >>> batch = Batch.from_bags(
-        ...     {"item": ([3, 1], None), "tag": ([4, 4], [0, 2, 2])},
+        ...     {"item": [3, 1], "tag": ([4, 4], [0, 2, 2])},
         ...     labels=[[1, 0], [0, 0]],
         ...     schema={"item": 5, "tag": 10},
         ... )
@@ -85,6 +92,8 @@ class Batch:
         Batch(B=2, U=0, N=4, T=3)
         >>> batch.plan.rows.tolist(), batch.plan.offsets.tolist()  # table "tag" begins at row 5
         ([3, 9, 9, 1], [0, 1, 3, 4, 4])
+
+        The same with ``"tag": [[4, 4], []]``.
         """
         from .bags import batch_arguments
 

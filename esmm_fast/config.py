@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -76,10 +77,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError(f"group_limit: expected at least 1 or null, got {self.group_limit}")
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"hidden: expected widths of at least 1, got {list(self.hidden)}")
-        if not self.lr > 0:
-            raise ValueError(f"lr: expected a number above 0, got {self.lr}")
-        if not self.init_std >= 0:
-            raise ValueError(f"init_std: expected a number of at least 0, got {self.init_std}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr: expected a finite number above 0, got {self.lr}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {list(self.betas)}")
+        for name in ("eps", "init_std"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name}: expected a finite number of at least 0, got {getattr(self, name)}"
+                )
         if self.warmup_steps < 0:
             raise ValueError(f"warmup_steps: expected at least 0, got {self.warmup_steps}")
         if not 0 <= self.final_lr_share <= 1:

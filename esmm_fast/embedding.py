@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from . import ops
 from .batch import Batch
@@ -37,8 +38,8 @@ class EmbeddingTables(nn.Module):
 
     Training, either way with the usual three lines:
 
-    * Ordinary: with any optimizer of torch. `weight.grad` is dense, or sparse (coalesced) with
-      ``sparse=True``.
+    * Ordinary: with any optimizer of torch. `weight.grad` is dense, or with ``sparse=True`` sparse,
+      each touched row once.
     * Fused: with an optimizer of `esmm_fast.optim`, which moves the weight into one buffer [R,
       stride] beside its own state. `weight` (still the same parameter) is then a strided view,
       `weight.grad` stays None, and the gradient waits by bag until `opt.step()` applies it in one
@@ -164,9 +165,12 @@ class EmbeddingTables(nn.Module):
         Raises:
             ValueError: The batch is on another device or has another number of bags than the
                 schema's fields.
+            NotImplementedError: In torch.jit or torch.func.grad, or with ``sparse=True`` inside
+                DistributedDataParallel.
             IndexError: A row is outside the tables, e.g. ``rows[17] = 400012 is outside the table
                 of 400000 rows: was the batch made with another vocabulary?``
         """
+        self._refuse_what_torch_explains_badly()
         plan, impressions = batch.plan, batch.labels.shape[0]
         common_fields, impression_fields = len(self.schema.common), len(self.schema.impression)
         common_bags = batch.common * common_fields
@@ -212,6 +216,24 @@ class EmbeddingTables(nn.Module):
             common.reshape(common_rows, common_fields * self.dim),
             impression.reshape(impressions, impression_fields * self.dim),
         )
+
+    def _refuse_what_torch_explains_badly(self) -> None:
+        if torch.jit.is_tracing():
+            self.__prepare_scriptable__()
+        if self.sparse and getattr(DistributedDataParallel, "_active_ddp_module", None) is not None:
+            raise NotImplementedError(
+                "EmbeddingTables: expected sparse=False inside DistributedDataParallel, which "
+                "takes sparse gradients of torch.nn.Embedding and EmbeddingBag alone"
+            )
+
+    def __prepare_scriptable__(self) -> Any:
+        raise NotImplementedError(
+            "EmbeddingTables: expected no torch.jit, whose graphs hold no batch; torch.compile "
+            "takes them"
+        )
+
+    def __dir__(self) -> list[str]:  # torch.jit reads every attribute there is
+        return [name for name in super().__dir__() if name != "queue" or self.fused]
 
     @property
     def parts(self) -> list[EmbeddingTables]:

@@ -94,6 +94,7 @@ class EntireSpaceChain(nn.Module):
         seed: Tables and towers at the start are a function of this. Towers start like
             torch.nn.Linear: U(-1/sqrt(in), 1/sqrt(in)).
         feature_ids: Feature ids by row for each table, where the tables' start is keyed by them.
+        sparse: The tables' ordinary gradients are sparse, for torch.optim.SparseAdam and the like.
         towers: Makes a module to take the towers' place, from the sizes of its two inputs. It is
             called with the common rows [U, in_common], the impressions [B, in_impression] and
             common_of_impression [B] (see `SplitLinear`), and returns the stages' logits [B, K].
@@ -119,6 +120,7 @@ class EntireSpaceChain(nn.Module):
         init_std: float = 0.01,
         seed: int = 0,
         feature_ids: dict[str, Any] | None = None,
+        sparse: bool = False,
         towers: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         super().__init__()
@@ -145,6 +147,7 @@ class EntireSpaceChain(nn.Module):
                 init_std=init_std,
                 seed=_derived_seed(seed, stream),
                 feature_ids=feature_ids,
+                sparse=sparse,
             )
 
         self.tables: EmbeddingTables | nn.ModuleDict
@@ -249,7 +252,7 @@ class ESMM(EntireSpaceChain):
             straight into 200.
         shared_tables: Both towers read the same tables; False is ESMM-NS.
         dense_features: Number of dense float features per impression; 0 means the schema's.
-        init_std, seed, feature_ids, towers: As in `EntireSpaceChain`.
+        init_std, seed, feature_ids, sparse, towers: As in `EntireSpaceChain`.
 
     Source: ESMM, arXiv 1804.07931, Figure 2 and Eq. 3.
 
@@ -276,6 +279,7 @@ class ESMM(EntireSpaceChain):
         init_std: float = 0.01,
         seed: int = 0,
         feature_ids: dict[str, Any] | None = None,
+        sparse: bool = False,
         towers: Callable[[int, int], nn.Module] | None = None,
     ) -> None:
         schema = Schema.of(fields)
@@ -296,6 +300,7 @@ class ESMM(EntireSpaceChain):
             init_std=init_std,
             seed=seed,
             feature_ids=feature_ids,
+            sparse=sparse,
             towers=towers,
         )
 

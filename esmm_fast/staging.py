@@ -1,4 +1,4 @@
-"""A directory that appears complete or not at all."""
+"""A directory or file that appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -62,9 +62,40 @@ def staged_directory(out: Path, *, replace_empty: bool = False) -> Iterator[Path
         finally:
             os.close(lock)
     except BaseException:
-        for folder in created:
-            if not any(folder.iterdir()):
-                folder.rmdir()
+        _remove_empty(created)
+        raise
+
+
+@contextmanager
+def staged_file(out: Path) -> Iterator[Path]:
+    """Yields an empty file beside `out` that takes the name `out` at the end of the block.
+
+    Folders above `out` are made. If the block raises, they and the file are removed.
+
+    Raises:
+        FileExistsError: `out` exists.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with staged_file(Path(folder, "new", "out")) as staged:
+        ...         _ = staged.write_text("text")
+        ...     Path(folder, "new", "out").read_text()
+        'text'
+    """
+    refuse_existing(out)
+    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    with naming(out):
+        created = _make_parents(out.parent)
+    try:
+        with naming(out):
+            beside.touch()
+        yield beside
+        refuse_existing(out)
+        beside.rename(out)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        _remove_empty(created)
         raise
 
 
@@ -121,6 +152,12 @@ def _make_parents(parent: Path) -> list[Path]:
         missing.append(folder)
     parent.mkdir(parents=True, exist_ok=True)
     return missing
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _empty(folder: Path) -> None:

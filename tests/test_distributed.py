@@ -1,4 +1,4 @@
-"""Two processes: ordinary gradients train as one process does, fused tables refuse."""
+"""Two processes: ordinary gradients train as one process does; fused and sparse ones refuse."""
 
 import socket
 from pathlib import Path
@@ -9,12 +9,15 @@ import torch.distributed as dist
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from esmm_fast import ESMM, Batch, Field, Schema
+from esmm_fast import ESMM, Batch, EmbeddingBag, Field, Schema
 from esmm_fast.optim import LazyAdam
 
 SCHEMA = Schema(
     (Field("user", "common", multi=True, rows=9), Field("item", "impression", multi=True, rows=7))
 )
+
+
+WEIGHT = torch.arange(12.0).reshape(4, 3)
 
 
 def batch(begin: int, end: int) -> Batch:
@@ -48,6 +51,17 @@ def process(rank: int, port: int, folder: str) -> None:
     gradients(fused, batch(0, 2))
     with pytest.raises(RuntimeError, match="LazyAdam updates tables with the gradient of its own"):
         optimizer.step()
+    sparse = ESMM(SCHEMA, dim=3, hidden=(4,), sparse=True)
+    parallel = DistributedDataParallel(sparse)
+    with pytest.raises(NotImplementedError, match="expected sparse=False inside DistributedData"):
+        parallel(batch(0, 2))
+    gradients(sparse, batch(0, 2))  # alone it goes on
+    bag = DistributedDataParallel(EmbeddingBag.from_pretrained(WEIGHT, freeze=False, sparse=True))
+    bag(torch.tensor([[1, 2], [rank, 2]])).sum().backward()
+    found = bag.module.weight.grad
+    assert found.is_sparse
+    if rank == 0:
+        torch.save(found.to_dense(), Path(folder) / "bag.pt")
     dist.destroy_process_group()
 
 
@@ -63,3 +77,6 @@ def test_two_processes(tmp_path: Path) -> None:
     assert alone.keys() == together.keys() and len(alone) > 3
     for name, gradient in alone.items():
         torch.testing.assert_close(together[name], gradient, atol=1e-6, rtol=1e-5)
+    plain = torch.nn.EmbeddingBag.from_pretrained(WEIGHT, freeze=False)
+    plain(torch.tensor([[1, 2], [0, 2], [1, 2], [1, 2]])).sum().backward()
+    torch.testing.assert_close(torch.load(tmp_path / "bag.pt"), plain.weight.grad / 2)

@@ -103,9 +103,21 @@ def test_nothing_half_written(
 
     real = predict.predict_batch
     monkeypatch.setattr(predict, "predict_batch", failing)
-    with pytest.raises(KeyboardInterrupt):
-        write_predictions(trained, synthetic_log.test, out)
-    assert list(tmp_path.iterdir()) == []
+    for place in (out, tmp_path / "new" / "folders" / "p.parquet"):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt):
+            write_predictions(trained, synthetic_log.test, place)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_folders_above_are_made_as_by_the_other_commands(
+    trained: Run, synthetic_log: SyntheticLog, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "folders" / "p.parquet"
+    write_predictions(trained, synthetic_log.test, out)
+    assert parquet.read_table(out).num_rows == 1000
+    with pytest.raises(FileExistsError, match=r"cannot be made in .*p\.parquet"):
+        write_predictions(trained, synthetic_log.test, out / "p.parquet")
 
 
 def test_an_empty_view_gives_an_empty_table(

@@ -400,6 +400,14 @@ def test_errors_name_the_argument():
         torch.ops.esmm_fast.product_loss(x, x, None, 3)
 
 
+@pytest.mark.parametrize("transform", ["grad", "vmap"])
+def test_transforms_of_torch_func_are_refused(transform):
+    labels = torch.ones(3, 2)
+    message = f"product_loss: expected no transform of torch.func, got {transform}; take loss"
+    with pytest.raises(NotImplementedError, match=message):
+        getattr(torch.func, transform)(lambda x: ops.product_loss(x, labels))(torch.zeros(2, 3, 2))
+
+
 def test_second_derivative_is_refused():
     logits, labels, _ = random_case(3, 2)
     loss = ops.product_loss(logits.requires_grad_(), labels)

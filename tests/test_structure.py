@@ -21,6 +21,7 @@ ORDER = [
     "reference",
     "ops",
     "vocabulary",
+    "bag_values",
     "bags",
     "batch",
     "data.columns",
@@ -202,7 +203,7 @@ def test_every_operator_has_all_its_places(stem: str) -> None:
 
 
 def project_files() -> list[Path]:
-    rooms = (PACKAGE, CORE, ROOT / "bench", ROOT / "tests")
+    rooms = (PACKAGE, CORE, ROOT / "bench", ROOT / "examples", ROOT / "tests")
     suffixes = {".py", ".h", ".cpp", ".inc", ".cu", ".cuh"}
     return [p for room in rooms for p in room.rglob("*") if p.suffix in suffixes]
 

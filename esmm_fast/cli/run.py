@@ -117,7 +117,7 @@ def evaluate(
 @click.command()
 @click.argument("run", type=EXISTING)
 @click.argument("dataset", type=EXISTING)
-@click.option("--out", type=PATH, required=True, help="Parquet file; must not exist.")
+@click.option("--out", type=PATH, required=True, help="New Parquet file; its folders are made.")
 @_KEPT
 def predict(run: Path, dataset: Path, out: Path, unclicked_kept: float) -> None:
     """Write pctr, pcvr and pctcvr (a chain: every stage) of every impression, by sample_id."""

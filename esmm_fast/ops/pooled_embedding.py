@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._library import refuse_transforms
 from ..gradient_queue import GradientQueue
 from ..plan import Plan
 
@@ -175,6 +176,7 @@ def pooled_embedding(
         IndexError: ``rows[17] = 400012 is outside the table of 400000 rows``.
         ValueError: An argument has the wrong shape, dtype or device, or offsets that descend or do
             not end at N.
+        NotImplementedError: Inside torch.func.grad, vjp or jvp.
 
     >>> from esmm_fast.reference import batch_plan
     >>> weight = torch.tensor([[0., 0.], [1., 2.], [10., 20.]])
@@ -184,6 +186,7 @@ def pooled_embedding(
     (tensor([[ 6., 12.],
             [ 0.,  0.]]), tensor([[20., 40.]]))
     """
+    refuse_transforms("pooled_embedding", vmap=False)
     weights = plan.weights
     if weights is not None and weights.dtype != weight.dtype:
         weights = weights.to(weight.dtype)

@@ -5,6 +5,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .._library import refuse_transforms
+
 Reduction = Literal["none", "mean", "sum"]
 
 _REDUCTIONS: dict[str, int] = {"none": 0, "mean": 1, "sum": 2}
@@ -116,6 +118,7 @@ def product_loss(
             labels or weights that need a gradient.
         TypeError: ``logits: expected a floating-point dtype, got torch.int64``.
         RuntimeError: a backward with ``create_graph=True``.
+        NotImplementedError: inside a transform of torch.func.
 
     Source: ESMM, arXiv 1804.07931, Eq. 3 (K = 2).
 
@@ -127,6 +130,7 @@ def product_loss(
     >>> logits.grad  # -1/2 + 1/6, 1/6
     tensor([[-0.3333,  0.1667]])
     """
+    refuse_transforms("product_loss")
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
     if not logits.is_floating_point():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from ..data.dataset import Dataset
 from ..evaluation import COLUMNS, Predictions, predict_batch, stage_columns
 from ..methods import evaluation_batches
 from ..progress import Bar
-from ..staging import naming, refuse_existing
+from ..staging import refuse_existing, staged_file
 from .checkpoint import sync
 from .run import Run, check_same_fields
 
@@ -37,12 +36,12 @@ def write_predictions(
     p_buy_all, the product.
 
     Impressions stream through, so memory does not grow with the dataset. The file is written beside
-    `out`, synced and renamed: `out` is whole or not there.
+    `out`, synced and renamed: `out` is whole or not there; so are the folders above it.
 
     Args:
         run: Whose networks predict.
         dataset: Fields as in the run's training set.
-        out: Parquet file; must not exist.
+        out: Parquet file; must not exist. Folders above it are made.
         kept: Share of the unclicked impressions that the run's training set kept; see
             `calibration.undo_down_sampling`.
         progress: Shows a bar.
@@ -65,12 +64,8 @@ def write_predictions(
     batches = evaluation_batches(dataset, run.vocabulary, run.config.settings, run.schema)
     for network in trained.networks.values():
         network.eval()
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with naming(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        beside.touch()
     written, waiting = 0, []
-    try:
+    with staged_file(out) as beside:
         with (
             pa.parquet.ParquetWriter(beside, schema, use_dictionary=False) as writer,
             Bar(batches, progress, "predict") as bar,
@@ -88,9 +83,6 @@ def write_predictions(
             if waiting:
                 writer.write_table(pa.concat_tables(waiting).combine_chunks())
         sync(beside)
-        beside.rename(out)
-    finally:
-        beside.unlink(missing_ok=True)
     return written
 
 
