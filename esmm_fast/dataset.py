@@ -401,13 +401,17 @@ def _dump(
 
 def _buffers(
     batch: pa.RecordBatch, name: str, multi: bool
-) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray]:
-    """Returns (offsets, valid bits, items) of a column of a whole record batch, without copies."""
+) -> tuple[np.ndarray | None, np.ndarray | None, Any]:
+    """Returns (offsets, valid bits, items) of a column of a whole record batch, without copies;
+    items are numbers, or (codes, dictionary)."""
     array = batch.column(name)
     if array.offset:
         raise ValueError(f"column {name!r}: a whole record batch expected, got a slice of one")
-    if multi:
-        return array.offsets.to_numpy(), None, array.values.to_numpy()
-    valid, data = array.buffers()
-    bits = None if valid is None else np.frombuffer(valid, np.uint8)
-    return None, bits, np.frombuffer(data, array.type.to_pandas_dtype())
+    valid = array.buffers()[0]
+    bits = None if multi or valid is None else np.frombuffer(valid, np.uint8)
+    items = array.values if multi else array
+    coded = pa.types.is_dictionary(items.type)
+    stored = items.indices if coded else items
+    numbers = np.frombuffer(stored.buffers()[1] or b"", stored.type.to_pandas_dtype())
+    offsets = array.offsets.to_numpy() if multi else None
+    return offsets, bits, (numbers, items.dictionary.to_numpy()) if coded else numbers

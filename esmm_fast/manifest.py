@@ -11,7 +11,8 @@ from .schema import Field, Schema
 
 FORMAT = "esmm_fast dataset"
 SHARD_FORMAT = "esmm_fast shard"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # of version 1, no column is stored as codes
 FILE_NAME = "manifest.json"
 DATA_FILES = ("impressions.arrow", "common_rows.arrow", "counts.arrow")
 
@@ -123,9 +124,9 @@ def read_manifest(folder: Path, format: str = FORMAT) -> dict[str, Any]:
         raise DatasetError(f"{folder} is a whole dataset; expected a shard (`prepare --shard`)")
     if found != format:
         raise DatasetError(f"{path} is not the manifest of a dataset: format {FORMAT!r} expected")
-    if manifest.get("version") != VERSION:
+    if manifest.get("version") not in READABLE:
         raise DatasetError(
-            f"{path}: this esmm_fast reads datasets of version {VERSION}, "
+            f"{path}: this esmm_fast reads datasets of version {READABLE[0]} to {READABLE[-1]}, "
             f"got version {manifest.get('version')!r}; "
             "read it with the esmm_fast that wrote it "
             f"({manifest.get('written_by', {}).get('esmm_fast', 'unknown')}), "

@@ -130,7 +130,8 @@ std::string dumped(const Columns& columns, bool common, const std::vector<std::s
   StoredRows rows;
   rows.keys = columns.key.data();
   if (!common) {
-    rows.sample_id = columns.sample_id.data();
+    rows.sample_id.items = columns.sample_id.data();
+    rows.sample_id.bytes = 8;
     rows.click = columns.click.data();
     rows.conversion = columns.conversion.data();
     rows.common_row = own.data();
@@ -141,9 +142,10 @@ std::string dumped(const Columns& columns, bool common, const std::vector<std::s
     stored.name = fields[f];
     (columns.layout.multi[f] ? (stored.offsets = column.offsets.data(), 0)
                              : (stored.valid = column.valid.data(), 0));
-    stored.wide = columns.layout.wide;
-    stored.ids = stored.wide ? static_cast<const void*>(column.ids64.data()) : column.ids32.data();
-    if (columns.layout.weighted[f]) stored.values = column.values.data();
+    stored.ids.bytes = columns.layout.wide ? 8 : 4;
+    stored.ids.items =
+        columns.layout.wide ? static_cast<const void*>(column.ids64.data()) : column.ids32.data();
+    if (columns.layout.weighted[f]) stored.values.items = column.values.data();
     rows.fields.push_back(stored);
   }
   std::string text;
