@@ -2,9 +2,10 @@
 into a dictionary, sample ids 32 bits.
 
 A column begins with codes of one byte; more than 256 distinct numbers give it codes of two, more
-than 65,536 none. One that holds more than 8,192 in its first record batch is taken to outgrow two
-bytes, and gets none from the start. Codes count the numbers in the order in which they come, so all
-of this follows from the rows alone.
+than 65,536 none. To outgrow a type means to write again what is there, so a column that is on its
+way beyond 65,536 gets no codes early: at a quarter of that in its first record batch, at half of it
+in its first 16. Codes count the numbers in the order in which they come, so all of this follows
+from the rows and the record batches alone.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import pyarrow as pa
 from ._compiled import _native
 
 _LIMITS = {1: 1 << 8, 2: 1 << 16}  # bytes of a code -> numbers it can name
-_FIRST_BATCH_LIMIT = 1 << 13
+_EARLY_LIMITS = ((1, 1 << 14), (16, 1 << 15))  # (in fewer record batches than, numbers)
 _UINT32_MAX = np.iinfo(np.uint32).max
 
 
@@ -71,7 +72,7 @@ class Narrowed:
         return found
 
     def columns(
-        self, batch: pa.RecordBatch, values: Collection[str], is_first: bool
+        self, batch: pa.RecordBatch, values: Collection[str], before: int | None = None
     ) -> tuple[list[pa.Array], bool]:
         """Returns a record batch's columns as they are stored, and whether that took a wider type
         than those before it have.
@@ -79,14 +80,16 @@ class Narrowed:
         Args:
             values: The columns that hold values; each stands behind its ids, and shares the memory
                 of their offsets, or of what says which are there.
-            is_first: Of the table.
+            before: Record batches of the table before this one; None: this one is written again.
         """
         columns: list[pa.Array] = []
         widened = False
+        early = [most for batches, most in _EARLY_LIMITS if before is not None and before < batches]
+        limit = min(early, default=_LIMITS[2])
         for i, (array, name) in enumerate(zip(batch.columns, batch.schema.names, strict=True)):
             if i >= self._fixed:
                 ids = batch.column(i - 1) if name in values else array
-                stored, wider = self._stored(self._of(name), array, ids, is_first)
+                stored, wider = self._stored(self._of(name), array, ids, limit)
             elif name == "sample_id":
                 stored, wider = self._sample_id(array)
             else:
@@ -108,13 +111,13 @@ class Narrowed:
         return pa.array(ids.astype(np.uint32)), False
 
     def _stored(
-        self, state: _Column, array: pa.Array, ids: pa.Array, is_first: bool
+        self, state: _Column, array: pa.Array, ids: pa.Array, limit: int
     ) -> tuple[pa.Array, bool]:
         before = state.width
         numbers, valid = _numbers(array)
         while state.width:
-            limit = min(_LIMITS[state.width], _FIRST_BATCH_LIMIT if is_first else 1 << 16)
-            codes = state.codes.encode(numbers, valid, state.width, limit)
+            most = min(_LIMITS[state.width], limit)
+            codes = state.codes.encode(numbers, valid, state.width, most)
             if codes is not None:
                 return _with_items(ids, codes), state.width != before
             state.width = state.width + 1 if state.width < 2 else 0

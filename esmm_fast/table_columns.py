@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -294,7 +293,10 @@ def extra_type(name: str, type: pa.DataType) -> pa.DataType:
     """
     if pa.types.is_dictionary(type):
         return extra_type(name, type.value_type)
-    views = ((pa.types.is_string_view, pa.large_string()), (pa.types.is_binary_view, pa.large_binary()))
+    views = (
+        (pa.types.is_string_view, pa.large_string()),
+        (pa.types.is_binary_view, pa.large_binary()),
+    )
     for is_view, stored in views:
         if is_view(type):
             return stored

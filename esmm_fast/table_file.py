@@ -1,4 +1,4 @@
-"""The file of one side of a dataset while it is written: its rows, in types as narrow as they allow."""
+"""The file of one side of a dataset while it is written: its rows, in types as narrow as they can."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class TableFile:
         if (wider := self.layout | layout) != self.layout:
             self.layout = wider
             self._write_again()
-        columns, is_wider = self._columns(batch, self._batches == 0)
+        columns, is_wider = self._columns(batch, self._batches)
         if is_wider:
             self._write_again()
         self._batches += 1
         self._opened().write(columns)
 
-    def _columns(self, batch: pa.RecordBatch, is_first: bool) -> tuple[list[pa.Array], bool]:
+    def _columns(self, batch: pa.RecordBatch, before: int | None) -> tuple[list[pa.Array], bool]:
         plain = conform(batch, self._side, self._fields, self.layout)
         pairs = zip(self._fields, self.layout.weighted, strict=True)
         values = {f"{field.name}_value" for field, weighted in pairs if weighted}
-        return self._narrowed.columns(plain, values, is_first)
+        return self._narrowed.columns(plain, values, before)
 
     def _opened(self) -> ArrowFile:
         if self._file is None:
@@ -68,7 +68,7 @@ class TableFile:
         with pa.memory_map(str(narrow)) as source:
             reader = pa.ipc.open_file(source)
             for i in range(reader.num_record_batches):
-                columns, _ = self._columns(plain_batch(reader.get_batch(i)), False)
+                columns, _ = self._columns(plain_batch(reader.get_batch(i)), None)
                 self._opened().write(columns)
         narrow.unlink()
 
