@@ -3,9 +3,10 @@ into a dictionary, sample ids 32 bits.
 
 A column begins with codes of one byte; more than 256 distinct numbers give it codes of two, more
 than 65,536 none. To outgrow a type means to write again what is there, so a column that is on its
-way beyond 65,536 gets no codes early: at a quarter of that in its first record batch, at half of it
-in its first 16. Codes count the numbers in the order in which they come, so all of this follows
-from the rows and the record batches alone.
+way there gets no codes early: where 1,024 and more numbers hold each of them less than three times
+on average, where the first record batch holds 16,384 distinct ones, or the first 16 twice as many.
+Codes count the numbers in the order in which they come, so all of this follows from the rows and
+the record batches alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import pyarrow as pa
 from ._compiled import _native
 
 _LIMITS = {1: 1 << 8, 2: 1 << 16}  # bytes of a code -> numbers it can name
-_EARLY_LIMITS = ((1, 1 << 14), (16, 1 << 15))  # (in fewer record batches than, numbers)
+_EARLY_LIMITS = ((1, 1 << 14), (16, 1 << 15))  # (record batches at most, numbers)
+_LEAST_TIMES, _FROM = 3, 1 << 10  # that a number comes on average, from so many occurrences on
 _UINT32_MAX = np.iinfo(np.uint32).max
 
 
@@ -31,9 +33,12 @@ class _Column:
     Args:
         width: Bytes of its codes; 0: it has none, but the numbers themselves.
         codes: Of its numbers, as long as it has codes.
+        batches, occurrences: That they count.
     """
 
     width: int = 1
+    batches: int = 0
+    occurrences: int = 0
     codes: Any = field(default_factory=_native.Codes)
 
 
@@ -72,7 +77,7 @@ class Narrowed:
         return found
 
     def columns(
-        self, batch: pa.RecordBatch, values: Collection[str], before: int | None = None
+        self, batch: pa.RecordBatch, values: Collection[str], number: int
     ) -> tuple[list[pa.Array], bool]:
         """Returns a record batch's columns as they are stored, and whether that took a wider type
         than those before it have.
@@ -80,16 +85,14 @@ class Narrowed:
         Args:
             values: The columns that hold values; each stands behind its ids, and shares the memory
                 of their offsets, or of what says which are there.
-            before: Record batches of the table before this one; None: this one is written again.
+            number: Of the record batch, from 0; one that comes again is known.
         """
         columns: list[pa.Array] = []
         widened = False
-        early = [most for batches, most in _EARLY_LIMITS if before is not None and before < batches]
-        limit = min(early, default=_LIMITS[2])
         for i, (array, name) in enumerate(zip(batch.columns, batch.schema.names, strict=True)):
             if i >= self._fixed:
                 ids = batch.column(i - 1) if name in values else array
-                stored, wider = self._stored(self._of(name), array, ids, limit)
+                stored, wider = self._stored(self._of(name), array, ids, number)
             elif name == "sample_id":
                 stored, wider = self._sample_id(array)
             else:
@@ -111,13 +114,20 @@ class Narrowed:
         return pa.array(ids.astype(np.uint32)), False
 
     def _stored(
-        self, state: _Column, array: pa.Array, ids: pa.Array, limit: int
+        self, state: _Column, array: pa.Array, ids: pa.Array, number: int
     ) -> tuple[pa.Array, bool]:
-        before = state.width
+        before, is_new = state.width, number == state.batches
+        limit = _LIMITS[2]
+        if is_new:
+            state.batches += 1
+            state.occurrences += len(_items(array)) - array.null_count
+            limit = min([most for n, most in _EARLY_LIMITS if state.batches <= n], default=limit)
         numbers, valid = _numbers(array)
         while state.width:
             most = min(_LIMITS[state.width], limit)
             codes = state.codes.encode(numbers, valid, state.width, most)
+            if is_new and _FROM <= state.occurrences < _LEAST_TIMES * len(state.codes):
+                codes, state.width = None, 2
             if codes is not None:
                 return _with_items(ids, codes), state.width != before
             state.width = state.width + 1 if state.width < 2 else 0
@@ -160,7 +170,7 @@ def plain_array(array: pa.Array) -> pa.Array:
     Raises:
         ValueError: A code is outside its dictionary.
     """
-    items = array.values if pa.types.is_list(array.type) else array
+    items = _items(array)
     if not pa.types.is_dictionary(items.type):
         return array
     codes, valid = _numbers(items.indices)
@@ -172,6 +182,10 @@ def plain_array(array: pa.Array) -> pa.Array:
 
 
 # ---- Arrays
+
+
+def _items(array: pa.Array) -> pa.Array:
+    return array.values if pa.types.is_list(array.type) else array
 
 
 def _item_type(type: pa.DataType) -> pa.DataType:
@@ -193,7 +207,7 @@ def _kind(type: pa.DataType) -> str:
 def _numbers(array: pa.Array) -> tuple[np.ndarray, np.ndarray | None]:
     """Returns the numbers of a column, whatever stands where there is none, and the bitmap of those
     that are there; None: all."""
-    items = array.values if pa.types.is_list(array.type) else array
+    items = _items(array)
     if items.offset:
         items = pa.concat_arrays([items, items.slice(0, 0)])
     valid, data = items.buffers()

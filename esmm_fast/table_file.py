@@ -1,4 +1,4 @@
-"""The file of one side of a dataset while it is written: its rows, in types as narrow as they can."""
+"""The file of one side of a dataset while it is written, in types as narrow as its rows allow."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class TableFile:
         self._batches += 1
         self._opened().write(columns)
 
-    def _columns(self, batch: pa.RecordBatch, before: int | None) -> tuple[list[pa.Array], bool]:
+    def _columns(self, batch: pa.RecordBatch, number: int) -> tuple[list[pa.Array], bool]:
         plain = conform(batch, self._side, self._fields, self.layout)
         pairs = zip(self._fields, self.layout.weighted, strict=True)
         values = {f"{field.name}_value" for field, weighted in pairs if weighted}
-        return self._narrowed.columns(plain, values, before)
+        return self._narrowed.columns(plain, values, number)
 
     def _opened(self) -> ArrowFile:
         if self._file is None:
@@ -68,7 +68,7 @@ class TableFile:
         with pa.memory_map(str(narrow)) as source:
             reader = pa.ipc.open_file(source)
             for i in range(reader.num_record_batches):
-                columns, _ = self._columns(plain_batch(reader.get_batch(i)), None)
+                columns, _ = self._columns(plain_batch(reader.get_batch(i)), i)
                 self._opened().write(columns)
         narrow.unlink()
 

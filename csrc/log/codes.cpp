@@ -20,7 +20,7 @@ bool is_set(const uint8_t* valid, size_t i) { return !valid || (valid[i >> 3] >>
 uint32_t Codes::insert(uint64_t number) {
   if (2 * (numbers_.size() + 1) > slots_.size()) grow();
   const size_t mask = slots_.size() - 1;
-  size_t at = home(number);
+  size_t at = home(number, shift_);
   while (slots_[at].after != 0) {
     if (slots_[at].number == number) return slots_[at].after;
     at = (at + 1) & mask;
@@ -35,7 +35,7 @@ void Codes::grow() {
   --shift_;
   const size_t mask = slots_.size() - 1;
   for (size_t code = 0; code < numbers_.size(); ++code) {
-    size_t at = home(numbers_[code]);
+    size_t at = home(numbers_[code], shift_);
     while (slots_[at].after != 0) at = (at + 1) & mask;
     slots_[at] = {numbers_[code], static_cast<uint32_t>(code + 1)};
   }
@@ -43,17 +43,28 @@ void Codes::grow() {
 
 template <typename In, typename Code>
 bool Codes::encode(const In* in, const uint8_t* valid, size_t size, size_t limit, Code* codes) {
-  for (size_t i = 0; i < size; ++i) {
-    if (!is_set(valid, i)) {
-      codes[i] = 0;
-      continue;
+  size_t begin = 0;
+  while (numbers_.empty() && begin < size) {
+    if (is_set(valid, begin)) {
+      insert(bits_of(in[begin]));
+    } else {
+      codes[begin++] = 0;
     }
-    const uint64_t number = bits_of(in[i]);
-    const Slot& slot = slots_[home(number)];
+  }
+  // PERF: what is absent is looked up as the number of code 0, so that no branch depends on it.
+  const uint64_t absent = numbers_.empty() ? 0 : numbers_.front();
+  const Slot* slots = slots_.data();
+  int shift = shift_;
+  for (size_t i = begin; i < size; ++i) {
+    const uint64_t here = valid ? -uint64_t{(valid[i >> 3] >> (i & 7) & 1u)} : ~uint64_t{0};
+    const uint64_t number = (bits_of(in[i]) & here) | (absent & ~here);
+    const Slot& slot = slots[home(number, shift)];
     uint32_t after = slot.after;
     if (after == 0 || slot.number != number) [[unlikely]] {
       after = insert(number);
       if (numbers_.size() > limit) return false;
+      slots = slots_.data();
+      shift = shift_;
     }
     codes[i] = static_cast<Code>(after - 1);
   }

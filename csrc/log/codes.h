@@ -29,7 +29,7 @@ class Codes {
     uint32_t after = 0;  // code + 1; 0: free
   };
 
-  size_t home(uint64_t number) const { return number * 0x9e3779b97f4a7c15 >> shift_; }
+  static size_t home(uint64_t number, int shift) { return number * 0x9e3779b97f4a7c15 >> shift; }
   uint32_t insert(uint64_t number);  // its code + 1
   void grow();
 
