@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esmm_fast.arrow_file import ArrowFile, can_be_stored
+from esmm_fast.data.arrow_file import ArrowFile, can_be_stored
 
 IDS = pa.array([9351665, 9351666], pa.uint32())
 VALUES = pa.array(np.array([0.5, 0.25, 0.125], np.float32))

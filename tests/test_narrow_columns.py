@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esmm_fast.narrow_columns import plain_batch, plain_schema
-from esmm_fast.record_batches import Layout, arrow_schema
+from esmm_fast.data.narrow_columns import plain_batch, plain_schema
+from esmm_fast.data.record_batches import Layout, arrow_schema
+from esmm_fast.data.table_file import TableFile
 from esmm_fast.schema import Field
-from esmm_fast.table_file import TableFile
 
 FIELDS = (Field("one"), Field("many", multi=True, weighted=True))
 
