@@ -47,7 +47,8 @@ class Dataset:
             the labels, common_row (into `common_rows`; not where the log has no common rows),
             ``dense`` (a list of float32), the weight and the extra columns of the schema, and per
             field a list of ids (`multi`; empty: absent) or a nullable id; behind a weighted field
-            ``<field>_value`` with the same offsets.
+            ``<field>_value`` with the same offsets. Few distinct ids or values are codes into a
+            dictionary (Arrow's type of that name).
         common_rows: Table of key (the 16 hex characters as uint64) and the common fields, in the
             order of the log.
         counts: Table of field, feature_id, count: occurrences as stored, by field and ascending id.

@@ -136,9 +136,9 @@ class Shard:
         return SideReport(**self.manifest["reports"][side])
 
     def open(self, name: str) -> pa.RecordBatchFileReader:
-        """Opens one of the files, mapped."""
+        """Opens one of the files. It is read, not mapped: memory is that of what is asked for."""
         try:
-            return pa.ipc.open_file(pa.memory_map(str(self.path / name)))
+            return pa.ipc.open_file(pa.OSFile(str(self.path / name)))
         except (pa.ArrowInvalid, OSError) as error:
             raise DatasetError(
                 f"{self.path / name} is damaged: an Arrow IPC file expected, got {error}"

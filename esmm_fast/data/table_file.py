@@ -65,7 +65,7 @@ class TableFile:
         narrow = self._path.with_suffix(".narrow")
         self._path.rename(narrow)
         self._file = None
-        with pa.memory_map(str(narrow)) as source:
+        with pa.OSFile(str(narrow)) as source:  # not mapped: memory is that of a record batch
             reader = pa.ipc.open_file(source)
             for i in range(reader.num_record_batches):
                 columns, _ = self._columns(plain_batch(reader.get_batch(i)), i)

@@ -4,7 +4,7 @@
 //   byte 0: bit 0 common file · bit 1 a layout that must widen
 //   byte 1: chunk size of LogStream; codes, and of how many numbers · the rest: the text
 //
-// With ESMM_FUZZ_STREAM, LogStream reads every text six times as well, as a file and as a stream.
+// With ESMM_FUZZ_STREAM, LogStream reads every text as well: as a file, as a stream, and in parts.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -244,8 +244,11 @@ void require_same(const Streamed& one, const Streamed& other, const char* what) 
 }
 
 Streamed streamed(const std::string& text, const std::vector<std::string>& fields,
-                  const StreamOptions& options, bool as_file) {
+                  const StreamOptions& options, bool as_file, uint32_t part = 0,
+                  uint32_t parts = 1) {
   Input input{"log", "", {}};
+  input.part = part;
+  input.parts = parts;
   const int file = as_file ? memfd_create("log", 0) : -1;
   size_t at = 0;
   if (as_file) {
@@ -329,6 +332,21 @@ void check_streams(const std::string& text, bool common, bool narrow, uint8_t cu
                  "a file cut elsewhere, read by other threads, is the same");
     require_same(whole, streamed(text, fields, other, false), "a stream is the same as a file");
   }
+  // The parts of a file hold what the file holds, each line once.
+  StreamOptions shard = stream_options(common, layout, 1 + cut % 3, chunk_bytes, true);
+  shard.shard = true;
+  const Streamed whole = streamed(text, fields, shard, true);
+  if (!whole.problem.empty()) return;  // an empty file
+  Streamed joined;
+  const uint32_t parts = 2 + cut % 5;
+  for (uint32_t part = 0; part < parts; ++part) {
+    Streamed one = streamed(text, fields, shard, true, part, parts);
+    require(one.problem.empty(), "a part of a good file is good");
+    joined.rows.insert(joined.rows.end(), one.rows.begin(), one.rows.end());
+    joined.rejects += one.rejects;
+  }
+  require(joined.rows == whole.rows, "the rows of all parts are those of the file");
+  require(joined.rejects == whole.rejects, "so are the lines that are skipped");
 }
 
 #endif
