@@ -3,6 +3,7 @@ order."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,19 @@ import esmm_fast._native as _native
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esmm_fast.data.dataset import Dataset
+from esmm_fast.data.manifest import DATA_FILES
 from esmm_fast.data.narrow_columns import plain_batch, plain_schema
+from esmm_fast.data.prepare_log import prepare
 from esmm_fast.data.record_batches import Layout, arrow_schema
+from esmm_fast.data.synth import synth
 from esmm_fast.data.table_file import TableFile
 from esmm_fast.schema import Field
+from esmm_fast.vocabulary import Vocabulary
 
 FIELDS = (Field("one"), Field("many", multi=True, weighted=True))
 
@@ -218,3 +225,57 @@ def test_the_bytes_do_not_depend_on_when_a_layout_is_wide(
     table = pa.ipc.open_file(folder / "b").read_all()
     joined = pa.Table.from_batches([plain_batch(x) for x in table.to_batches()])
     assert joined.equals(pa.Table.from_batches(batches))
+
+
+# ---- Datasets
+
+
+def as_version_1(dataset: Dataset, out: Path) -> Dataset:
+    """Writes a dataset as version 1 has it: no codes, sample ids and counts of 64 bits."""
+    out.mkdir()
+    manifest = dict(dataset.manifest)
+    for name in DATA_FILES:
+        table = pa.ipc.open_file(dataset.path / name).read_all()
+        batches = table.to_batches()
+        if name == "counts.arrow":
+            wide = [pa.field(n, pa.uint64(), nullable=False) for n in ("feature_id", "count")]
+            batches = table.cast(pa.schema([table.schema.field("field"), *wide])).to_batches()
+        else:
+            batches = [plain_batch(batch) for batch in batches]
+        with pa.ipc.new_file(out / name, batches[0].schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+        manifest["files"] |= {name: {"bytes": (out / name).stat().st_size, "xxh64": ""}}
+    (out / "manifest.json").write_text(json.dumps(manifest | {"version": 1}))
+    return Dataset(out)
+
+
+def test_version_1_gives_what_version_2_gives(tmp_path: Path) -> None:
+    synth(tmp_path / "log", 3000, 10, seed=5)
+    new = prepare(tmp_path / "log", out=tmp_path / "new", chunk_bytes=100_000)["train"]
+    old = as_version_1(new, tmp_path / "old")
+    stored = [str(f.type) for f in new.impressions.schema]
+    assert sum("dictionary" in t for t in stored) >= 4 and "uint32" in stored[0]
+    assert not any("dictionary" in str(f.type) for f in old.impressions.schema)
+    assert sum(f.stat().st_size for f in new.path.iterdir()) < 0.85 * sum(
+        f.stat().st_size for f in old.path.iterdir()
+    )
+    assert new.head(50) == old.head(50)
+    for dataset in (new, old):
+        dataset.dump(tmp_path / f"dump_{dataset.path.name}")
+        # a view, in another order
+        view = dataset.select(np.arange(len(dataset))[::-7])
+        view.dump(tmp_path / f"view_{dataset.path.name}")
+    for kind in ("dump", "view"):
+        for name in ("sample_skeleton.csv", "common_features.csv"):
+            a, b = (tmp_path / f"{kind}_{n}" / name for n in (new.path.name, "old"))
+            assert a.read_bytes() == b.read_bytes()
+    vocabularies = [Vocabulary.from_dataset(d, selected=True) for d in (new, old)]
+    made = [
+        list(d.batches(256, vocabulary=v, threads=2, seed=3))
+        for d, v in zip((new, old), vocabularies, strict=True)
+    ]
+    for one, other in zip(*made, strict=True):
+        for name in ("rows", "offsets", "weights"):
+            assert torch.equal(getattr(one.plan, name), getattr(other.plan, name))
+        assert torch.equal(one.sample_id, other.sample_id)
