@@ -14,6 +14,7 @@ writes three tables) and a body of buffers.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ _CONTINUATION = 0xFFFFFFFF
 _VERSION = 4  # MetadataVersion.V5
 _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3  # MessageHeader
 _ZEROS = bytes(_ALIGNMENT)
+_PARTS_AT_ONCE = 512  # of writev; Linux takes 1,024
 
 
 class HashedFile:
@@ -41,17 +43,23 @@ class HashedFile:
 
     closed = property(lambda self: self._file.closed)
 
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self._checksum.update(view)
-        self._bytes += len(view)
-        left = view
+    def write(self, *parts: Any) -> int:
+        """Writes one thing behind the other; returns their bytes."""
+        left = [memoryview(part).cast("B") for part in parts if len(part)]
+        for view in left:
+            self._checksum.update(view)
+        size = sum(map(len, left))
+        self._bytes += size
         while left:
             try:
-                left = left[self._file.write(left) :]
+                written = os.writev(self._file.fileno(), left[:_PARTS_AT_ONCE])
             except OSError as error:  # names the file, as the error of a raw write does not
                 raise OSError(error.errno, error.strerror, self._file.name) from None
-        return len(view)
+            while left and written >= len(left[0]):
+                written -= len(left.pop(0))
+            if written:
+                left[0] = left[0][written:]
+        return size
 
     def tell(self) -> int:
         return self._bytes
@@ -129,10 +137,7 @@ class ArrowFile:
         begin = self._file.tell()
         flat = _batch_message(len(columns[0]) if columns else 0, nodes, buffers, size, dictionary)
         flat += bytes(-(begin + 8 + len(flat)) % _ALIGNMENT)
-        self._file.write(struct.pack("<II", _CONTINUATION, len(flat)) + flat)
-        for part in body:
-            if len(part):
-                self._file.write(part)
+        self._file.write(struct.pack("<II", _CONTINUATION, len(flat)) + flat, *body)
         return begin, 8 + len(flat), size
 
     def _footer(self) -> bytes:
