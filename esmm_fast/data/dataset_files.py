@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from .. import __version__
-from ..schema import ALI_CCP, Field, Schema, Side
+from ..schema import ALI_CCP, Schema, Side
 from .arrow_file import HashedFile
-from .logs import SideReport, merged
+from .log_report import SideReport, merged
 from .manifest import DATA_FILES, schema_to_dict, write_manifest
 from .narrow_columns import as_narrow
 from .record_batches import Layout
@@ -38,8 +38,6 @@ class Reader(Protocol):
     @property
     def promoted_schema(self) -> Schema: ...
 
-    def fields(self, side: Side) -> tuple[Field, ...]: ...
-
     def read(self, side: Side) -> Iterator[tuple[pa.RecordBatch, Layout]]: ...
 
     def require_impressions(self) -> None: ...
@@ -49,8 +47,8 @@ def write_dataset(folder: Path, reader: Reader) -> None:
     """Reads a log and writes its dataset into an empty directory."""
     facts = {}
     for side in reader.sides:
-        table = TableFile(folder / TABLES[side], side, reader.fields(side), reader.layouts[side])
-        with table as file:
+        fields, layout = reader.schema.of_side(side), reader.layouts[side]
+        with TableFile(folder / TABLES[side], side, fields, layout) as file:
             for batch, layout in reader.read(side):
                 file.write(batch, layout)
                 del batch  # gives its memory back to the parser
@@ -146,7 +144,7 @@ def _promoted(reader: Reader) -> dict[str, list[str]]:
     """Returns field -> what it needed more than the schema says: "multi", "weighted", "uint64"."""
     promoted: dict[str, list[str]] = {}
     for side in reader.sides:
-        fields, layout = reader.fields(side), reader.layouts[side]
+        fields, layout = reader.schema.of_side(side), reader.layouts[side]
         for field, multi, weighted in zip(fields, layout.multi, layout.weighted, strict=True):
             needs = [
                 n
