@@ -100,6 +100,7 @@ def check_batch(dataset: TinyDataset, vocabulary: Vocabulary, batch: Batch, kind
         sliced=st.booleans(),
         ids_apart=st.sampled_from([1, 70_000]),
         wide=st.booleans(),
+        coded=st.sampled_from([None, pa.uint8(), pa.uint16()]),
     ),
     batch_size=st.integers(1, 70),
     group_limit=st.sampled_from([None, 1, 2, 5]),
@@ -372,3 +373,17 @@ def test_errors_of_datasets() -> None:
         damaged = with_column("tags", bags)
         with pytest.raises(ValueError, match="list offsets leave their column: the file is damage"):
             list(batches_of(damaged, vocabulary=vocabulary))
+
+
+@pytest.mark.parametrize("which", ["crosses", "crosses_value"])
+def test_a_code_outside_its_dictionary_is_damage(which: str) -> None:
+    dataset = tiny_dataset(coded=pa.uint8(), chunks=1)
+    vocabulary = Vocabulary.from_dataset(dataset)
+    column = dataset.impressions[which].chunk(0)
+    items = column.values
+    short = pa.DictionaryArray.from_arrays(items.indices, items.dictionary[:1], safe=False)
+    at = dataset.impressions.schema.get_field_index(which)
+    broken = pa.ListArray.from_arrays(column.offsets, short)
+    damaged = replace(dataset, impressions=dataset.impressions.set_column(at, which, [broken]))
+    with pytest.raises(ValueError, match="outside its dictionary of 1: the file is damaged"):
+        list(batches_of(damaged, vocabulary=vocabulary, threads=0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from tiny_dataset import tiny_dataset
 
@@ -29,8 +30,9 @@ def test_down_sampling_is_undone_in_expectation() -> None:
 
 @pytest.mark.parametrize("field", ["user", "history", "seen", "item", "tags", "crosses"])
 @pytest.mark.parametrize("selected", [False, True])
-def test_slices_against_a_loop(field: str, selected: bool) -> None:
-    dataset = tiny_dataset(80, sliced=True)
+@pytest.mark.parametrize("coded", [None, pa.uint8()])
+def test_slices_against_a_loop(field: str, selected: bool, coded: pa.DataType | None) -> None:
+    dataset = tiny_dataset(80, sliced=True, coded=coded)
     random = np.random.default_rng(1)
     if selected:
         dataset = dataset.select(random.integers(0, 80, 50))

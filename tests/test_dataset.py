@@ -397,9 +397,9 @@ def test_damage_is_refused_at_opening(tmp_path, dataset):
     with pytest.raises(DatasetError, match=r"counts.arrow is missing"):
         Dataset(path)
     (path / "counts.arrow").write_bytes(data)
-    altered(version=2)
+    altered(version=3)
     with pytest.raises(
-        DatasetError, match=r"reads datasets of version 1, got version 2; read it with"
+        DatasetError, match=r"reads datasets of version 1 to 2, got version 3; read it"
     ):
         Dataset(path)
     altered(impressions=59)

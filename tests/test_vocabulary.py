@@ -49,8 +49,9 @@ def test_min_count_cuts_a_prefix() -> None:
     assert 1 < cut.rows("crosses") < whole.rows("crosses")
 
 
-def test_counts_of_a_selection() -> None:
-    dataset = tiny_dataset(80, sliced=True)
+@pytest.mark.parametrize("coded", [None, pa.uint8()])
+def test_counts_of_a_selection(coded: pa.DataType | None) -> None:
+    dataset = tiny_dataset(80, sliced=True, coded=coded)
     view = dataset.select([i for i, r in enumerate(dataset.rows) if r["click"]] * 2)
     assert Vocabulary.from_dataset(view).counts("item").sum() == (
         Vocabulary.from_dataset(dataset).counts("item").sum()

@@ -57,6 +57,7 @@ def tiny_dataset(
     sliced: bool = False,
     ids_apart: int = 1,
     wide: bool = False,
+    coded: pa.DataType | None = None,
     with_common_row: bool = True,
 ) -> TinyDataset:
     """Returns a random dataset whose impressions of one common row stand together.
@@ -66,6 +67,7 @@ def tiny_dataset(
         sliced: Every array is a slice of a longer one, and so are the values of its lists.
         ids_apart: Distance between neighbouring feature ids of a field.
         wide: uint64 feature ids.
+        coded: Ids and values are codes of this type into a dictionary for each record batch.
         with_common_row: Impressions name a common row.
     """
     draw = random.Random(seed)
@@ -104,6 +106,7 @@ def tiny_dataset(
         chunks=chunks,
         sliced=sliced,
         wide=wide,
+        coded=coded,
         with_common_row=with_common_row,
     )
 
@@ -116,6 +119,7 @@ def dataset_of(
     chunks: int = 1,
     sliced: bool = False,
     wide: bool = False,
+    coded: pa.DataType | None = None,
     with_common_row: bool = True,
 ) -> TinyDataset:
     """Returns the dataset of common rows {field: bag} and of impressions."""
@@ -132,8 +136,8 @@ def dataset_of(
     ordered = sorted(counts, key=lambda k: ([f.name for f in schema.fields].index(k[0]), k[1]))
     return TinyDataset(
         schema=schema,
-        impressions=_table(rows, own, schema.impression, ids, chunks, sliced),
-        common_rows=_table(common, [], schema.common, ids, chunks, sliced),
+        impressions=_table(rows, own, schema.impression, ids, chunks, sliced, coded),
+        common_rows=_table(common, [], schema.common, ids, chunks, sliced, coded),
         counts=pa.table(
             {
                 "field": pa.array([k[0] for k in ordered], pa.string()),
@@ -153,6 +157,7 @@ def _table(
     ids: pa.DataType,
     chunks: int,
     sliced: bool,
+    coded: pa.DataType | None,
 ) -> pa.Table:
     bounds = [len(rows) * i // chunks for i in range(chunks + 1)]
     batches = []
@@ -162,18 +167,32 @@ def _table(
         columns = {name: pa.array([r[name] for r in part], type) for name, type in own}
         for f in fields:
             bags = [r[f.name] for r in part]
-            columns[f.name] = _array(bags, 0, f.multi, ids, sliced)
+            columns[f.name] = _array(bags, 0, f.multi, ids, sliced, coded)
             if f.weighted:
-                columns[f"{f.name}_value"] = _array(bags, 1, f.multi, pa.float32(), sliced)
+                columns[f"{f.name}_value"] = _array(bags, 1, f.multi, pa.float32(), sliced, coded)
         batches.append(pa.RecordBatch.from_pydict(columns).slice(before, end - begin))
     return pa.Table.from_batches(batches)
 
 
-def _array(bags: list[Bag], which: int, multi: bool, type: pa.DataType, sliced: bool) -> pa.Array:
+def _array(
+    bags: list[Bag],
+    which: int,
+    multi: bool,
+    type: pa.DataType,
+    sliced: bool,
+    coded: pa.DataType | None,
+) -> pa.Array:
+    def items_of(values: list[Any]) -> pa.Array:
+        items = pa.array(values, type)
+        if coded is None:
+            return items
+        encoded = items.dictionary_encode()
+        return pa.DictionaryArray.from_arrays(encoded.indices.cast(coded), encoded.dictionary)
+
     items = [[o[which] for o in bag] for bag in bags]
     if not multi:
-        return pa.array([bag[0] if bag else None for bag in items], type)
+        return items_of([bag[0] if bag else None for bag in items])
     junk = 5 if sliced else 0  # values before the first that a list names
-    values = pa.array([0] * junk + [i for bag in items for i in bag], type).slice(junk)
+    values = items_of([0] * junk + [i for bag in items for i in bag]).slice(junk)
     offsets = np.cumsum([0, *map(len, items)])
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)

@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from esmm_fast import Dataset, Field, Schema
+from esmm_fast.data.narrow_columns import plain_array
 
 
 class Column:
     """One field of a dataset in NumPy, with its ids as rows of the one table."""
 
     def __init__(self, table: pa.Table, field: Field, ids: np.ndarray, base: int) -> None:
-        column = table[field.name].combine_chunks()
+        column = plain_array(table[field.name].combine_chunks())
         first = int(ids.min(initial=0)) if len(ids) else 0
         rows = np.full(int(ids.max(initial=0)) - first + 1, base, np.int64)  # base: unknown
         rows[ids - first] = base + 1 + np.arange(len(ids))
@@ -37,7 +38,7 @@ class Column:
         self.ends = np.concatenate([[0], ends.astype(np.int64)])
         self.values = None
         if f"{field.name}_value" in table.column_names:
-            values = table[f"{field.name}_value"].combine_chunks()
+            values = plain_array(table[f"{field.name}_value"].combine_chunks())
             self.values = (
                 values.values if pa.types.is_list(values.type) else values.drop_null()
             ).to_numpy()

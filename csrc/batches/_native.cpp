@@ -75,13 +75,15 @@ struct PySource {
     add(std::move(segment), source.common_fields.size(), source.common, std::move(owner));
   }
   void add_impressions(int64_t rows, std::vector<Column> columns, uintptr_t common_row,
-                       uintptr_t sample_id, const std::vector<uintptr_t>& labels,
-                       const std::vector<uintptr_t>& carried, py::object owner) {
+                       uintptr_t sample_id, int64_t sample_id_bytes,
+                       const std::vector<uintptr_t>& labels, const std::vector<uintptr_t>& carried,
+                       py::object owner) {
     Segment segment;
     segment.rows = rows;
     segment.columns = std::move(columns);
     segment.common_row = at_address<uint32_t>(common_row);
-    segment.sample_id = at_address<uint64_t>(sample_id);
+    segment.sample_id = at_address<void>(sample_id);
+    segment.sample_id_bytes = sample_id_bytes;
     for (const uintptr_t label : labels) segment.labels.push_back(at_address<uint8_t>(label));
     for (const uintptr_t column : carried) segment.carried.push_back(at_address<uint8_t>(column));
     if (static_cast<int64_t>(labels.size()) != source.stages) {
@@ -174,21 +176,28 @@ class PyLoader {
   std::unique_ptr<Loader> loader_;
 };
 
-Column column(uintptr_t ids, bool wide, int64_t ids_length, uintptr_t offsets, uintptr_t validity,
-              int64_t validity_offset, uintptr_t values, int64_t values_length,
-              uintptr_t value_offsets, uintptr_t value_validity, int64_t value_validity_offset) {
+Column column(uintptr_t ids, int64_t id_bytes, int64_t ids_length, uintptr_t offsets,
+              uintptr_t validity, int64_t validity_offset, uintptr_t row_of_code, int64_t codes,
+              uintptr_t values, int64_t value_bytes, int64_t values_length, uintptr_t value_offsets,
+              uintptr_t value_validity, int64_t value_validity_offset, uintptr_t value_of_code,
+              int64_t value_codes) {
   Column c;
   c.ids = at_address<void>(ids);
-  c.wide = wide;
+  c.id_bytes = id_bytes;
   c.ids_length = ids_length;
   c.offsets = at_address<int32_t>(offsets);
   c.validity = at_address<uint8_t>(validity);
   c.validity_offset = validity_offset;
-  c.values = at_address<float>(values);
+  c.row_of_code = at_address<int32_t>(row_of_code);
+  c.codes = codes;
+  c.values = at_address<void>(values);
+  c.value_bytes = value_bytes;
   c.values_length = values_length;
   c.value_offsets = at_address<int32_t>(value_offsets);
   c.value_validity = at_address<uint8_t>(value_validity);
   c.value_validity_offset = value_validity_offset;
+  c.value_of_code = at_address<float>(value_of_code);
+  c.value_codes = value_codes;
   return c;
 }
 
@@ -213,10 +222,12 @@ void bind_batches(py::module_& m) {
       .def_property_readonly("direct", &Lookup::direct);
 
   py::class_<Column>(m, "Column", "Addresses of one field's Arrow buffers in one record batch.")
-      .def(py::init(&column), py::kw_only(), py::arg("ids"), py::arg("wide"), py::arg("ids_length"),
-           py::arg("offsets"), py::arg("validity"), py::arg("validity_offset"), py::arg("values"),
-           py::arg("values_length"), py::arg("value_offsets"), py::arg("value_validity"),
-           py::arg("value_validity_offset"));
+      .def(py::init(&column), py::kw_only(), py::arg("ids"), py::arg("id_bytes"),
+           py::arg("ids_length"), py::arg("offsets"), py::arg("validity"),
+           py::arg("validity_offset"), py::arg("row_of_code"), py::arg("codes"), py::arg("values"),
+           py::arg("value_bytes"), py::arg("values_length"), py::arg("value_offsets"),
+           py::arg("value_validity"), py::arg("value_validity_offset"), py::arg("value_of_code"),
+           py::arg("value_codes"));
 
   py::class_<PySource, std::shared_ptr<PySource>>(m, "BatchSource",
                                                   "The columns batches are made from.")
@@ -238,8 +249,8 @@ void bind_batches(py::module_& m) {
       .def("add_common", &PySource::add_common, py::kw_only(), py::arg("rows"), py::arg("columns"),
            py::arg("owner"))
       .def("add_impressions", &PySource::add_impressions, py::kw_only(), py::arg("rows"),
-           py::arg("columns"), py::arg("common_row"), py::arg("sample_id"), py::arg("labels"),
-           py::arg("carried"), py::arg("owner"));
+           py::arg("columns"), py::arg("common_row"), py::arg("sample_id"),
+           py::arg("sample_id_bytes"), py::arg("labels"), py::arg("carried"), py::arg("owner"));
 
   m.def(
       "group_starts",

@@ -43,6 +43,19 @@ int64_t measure(const std::vector<Place>& places, int64_t fields, int64_t occurr
   return occurrences;
 }
 
+// Writes number_of_code[codes[i]] for i < length.
+template <typename Code, typename Number>
+void write_numbers(const void* codes, int64_t begin, int64_t length, const Number* number_of_code,
+                   int64_t numbers, Number* out) {
+  const Code* from = static_cast<const Code*>(codes) + begin;
+  for (int64_t i = 0; i < length; ++i) {
+    if (from[i] >= numbers) [[unlikely]]
+      throw std::invalid_argument("a code of the dataset is outside its dictionary of " +
+                                  std::to_string(numbers) + ": the file is damaged");
+    out[i] = number_of_code[from[i]];
+  }
+}
+
 void write_weights(const Column& column, int64_t row, int64_t length, float* weights) {
   if (column.values == nullptr) {
     for (int64_t i = 0; i < length; ++i) weights[i] = 1.0f;
@@ -58,7 +71,27 @@ void write_weights(const Column& column, int64_t row, int64_t length, float* wei
     throw std::invalid_argument(
         "a bag of the dataset has not one value per feature id: the file is damaged");
   }
-  for (int64_t i = 0; i < length; ++i) weights[i] = column.values[begin + i];
+  const float* of_code = column.value_of_code;
+  if (column.value_bytes == 1) {
+    write_numbers<uint8_t>(column.values, begin, length, of_code, column.value_codes, weights);
+  } else if (column.value_bytes == 2) {
+    write_numbers<uint16_t>(column.values, begin, length, of_code, column.value_codes, weights);
+  } else {
+    std::memcpy(weights, static_cast<const float*>(column.values) + begin, length * sizeof(float));
+  }
+}
+
+void write_rows(const Column& column, int64_t begin, int64_t length, const FieldRows& field,
+                int32_t* out) {
+  if (column.id_bytes == 8) {
+    field.lookup->rows(static_cast<const uint64_t*>(column.ids) + begin, length, field.base, out);
+  } else if (column.id_bytes == 4) {
+    field.lookup->rows(static_cast<const uint32_t*>(column.ids) + begin, length, field.base, out);
+  } else if (column.id_bytes == 2) {
+    write_numbers<uint16_t>(column.ids, begin, length, column.row_of_code, column.codes, out);
+  } else {
+    write_numbers<uint8_t>(column.ids, begin, length, column.row_of_code, column.codes, out);
+  }
 }
 
 // Writes rows and weights of one side's bags, which follow each other from *bag_begin on.
@@ -71,14 +104,7 @@ void fill(const std::vector<Place>& places, const std::vector<FieldRows>& fields
       if (length == 0) continue;
       const Column& column = columns[f];
       const int64_t begin = column.offsets == nullptr ? place.row : column.offsets[place.row];
-      int32_t* out = rows + *bag_begin;
-      if (column.wide) {
-        fields[f].lookup->rows(static_cast<const uint64_t*>(column.ids) + begin, length,
-                               fields[f].base, out);
-      } else {
-        fields[f].lookup->rows(static_cast<const uint32_t*>(column.ids) + begin, length,
-                               fields[f].base, out);
-      }
+      write_rows(column, begin, length, fields[f], rows + *bag_begin);
       if (weights != nullptr) write_weights(column, place.row, length, weights + *bag_begin);
     }
   }
@@ -124,7 +150,7 @@ void Assembler::find_impressions(const int64_t* rows, int64_t impressions, Batch
       last_row = common_row;
     }
     batch.common_of_impression[b] = with_common ? last_index : 0;
-    batch.sample_id[b] = static_cast<int64_t>(segment.sample_id[place.row]);
+    batch.sample_id[b] = static_cast<int64_t>(segment.sample_id_of(place.row));
     bool reached = true;
     for (int64_t k = 0; k < stages; ++k) {
       const uint8_t label = segment.labels[k][place.row];

@@ -10,19 +10,25 @@
 
 namespace esmm_fast {
 
-// One field of one record batch. Every pointer already stands at the array's first element.
+// One field of one record batch. Every pointer already stands at the array's first element. Ids and
+// values are numbers, or codes (1 or 2 bytes) into a dictionary.
 struct Column {
-  const void* ids = nullptr;                // uint32, or uint64 where `wide`
-  bool wide = false;                        //
+  const void* ids = nullptr;                // codes, uint32 or uint64
+  int64_t id_bytes = 4;                     // of one: 1, 2, 4 or 8
   int64_t ids_length = 0;                   // elements behind `ids`
   const int32_t* offsets = nullptr;         // [rows + 1] into ids; null: one id per row
   const uint8_t* validity = nullptr;        // Arrow bitmap; null: every row holds something
   int64_t validity_offset = 0;              // bit of the first row
-  const float* values = nullptr;            // null: every value is 1
+  const int32_t* row_of_code = nullptr;     // null: ids are no codes
+  int64_t codes = 0;                        // elements behind `row_of_code`
+  const void* values = nullptr;             // codes or float; null: every value is 1
+  int64_t value_bytes = 4;                  // of one: 1, 2 or 4
   int64_t values_length = 0;                // elements behind `values`
   const int32_t* value_offsets = nullptr;   // [rows + 1] into values; null: one value per row
   const uint8_t* value_validity = nullptr;  // Arrow bitmap; null: no value is missing
   int64_t value_validity_offset = 0;
+  const float* value_of_code = nullptr;  // null: values are no codes
+  int64_t value_codes = 0;               // elements behind `value_of_code`
 
   bool holds(int64_t row) const { return bit(validity, validity_offset + row); }
   bool has_value(int64_t row) const { return bit(value_validity, value_validity_offset + row); }
@@ -39,9 +45,15 @@ struct Segment {
   std::vector<Column> columns;  // one per field of this side, in bag order
   // Impressions only:
   const uint32_t* common_row = nullptr;  // [rows] null: the dataset has none
-  const uint64_t* sample_id = nullptr;   // [rows]
+  const void* sample_id = nullptr;       // [rows] of sample_id_bytes each: 4 or 8
+  int64_t sample_id_bytes = 8;           //
   std::vector<const uint8_t*> labels;    // [K] of [rows]
   std::vector<const uint8_t*> carried;   // per carried column: [rows, its width]
+
+  uint64_t sample_id_of(int64_t row) const {
+    return sample_id_bytes == 4 ? static_cast<const uint32_t*>(sample_id)[row]
+                                : static_cast<const uint64_t*>(sample_id)[row];
+  }
 };
 
 struct Place {

@@ -23,6 +23,7 @@ namespace py = pybind11;
 
 namespace esmm_fast {
 void bind_synth(pybind11::module_& m);  // csrc/log/_native_synth.cpp
+void bind_codes(pybind11::module_& m);  // csrc/log/_native_codes.cpp
 
 namespace {
 
@@ -228,11 +229,28 @@ const T* pointer(const py::object& array) {
   return array.is_none() ? nullptr : static_cast<const T*>(array.cast<py::array>().data());
 }
 
+// `spec` is an array, or (codes, dictionary), or None.
+StoredNumbers stored_numbers(const py::object& spec) {
+  StoredNumbers numbers;
+  if (spec.is_none()) return numbers;
+  const bool coded = py::isinstance<py::tuple>(spec);
+  const auto items = (coded ? py::object(spec.cast<py::tuple>()[0]) : spec).cast<py::array>();
+  numbers.items = items.data();
+  numbers.bytes = items.itemsize();
+  if (coded) {
+    const auto dictionary = spec.cast<py::tuple>()[1].cast<py::array>();
+    numbers.dictionary = dictionary.data();
+    numbers.dictionary_bytes = dictionary.itemsize();
+    numbers.dictionary_size = dictionary.size();
+  }
+  return numbers;
+}
+
 py::bytes dump_rows(const py::object& sample_id, const py::object& click,
                     const py::object& conversion, const py::object& common_row,
                     const py::object& keys, const py::list& fields, uint64_t begin, uint64_t end) {
   StoredRows rows;
-  rows.sample_id = pointer<uint64_t>(sample_id);
+  rows.sample_id = stored_numbers(sample_id);
   rows.click = pointer<uint8_t>(click);
   rows.conversion = pointer<uint8_t>(conversion);
   rows.common_row = pointer<uint32_t>(common_row);
@@ -243,9 +261,8 @@ py::bytes dump_rows(const py::object& sample_id, const py::object& click,
     column.name = spec[0].cast<std::string>();
     column.offsets = pointer<int32_t>(spec[1]);
     column.valid = pointer<uint8_t>(spec[2]);
-    column.ids = pointer<void>(spec[3]);
-    column.wide = spec[3].cast<py::array>().itemsize() == 8;
-    column.values = pointer<float>(spec[4]);
+    column.ids = stored_numbers(spec[3]);
+    column.values = stored_numbers(spec[4]);
     rows.fields.push_back(std::move(column));
   }
   std::string text;
@@ -260,6 +277,7 @@ py::bytes dump_rows(const py::object& sample_id, const py::object& click,
 
 void bind_log(py::module_& m) {
   bind_synth(m);
+  bind_codes(m);
   py::register_local_exception_translator([](std::exception_ptr thrown) {
     try {
       if (thrown) std::rethrow_exception(thrown);

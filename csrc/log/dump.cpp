@@ -1,8 +1,10 @@
 // Writes rows of a dataset as lines of the log: see dump.h.
 #include "log/dump.h"
 
+#include <bit>
 #include <charconv>
 #include <cstring>
+#include <stdexcept>
 
 namespace esmm_fast::logs {
 namespace {
@@ -27,7 +29,29 @@ char* put_value(char* p, float value) {
   return end;
 }
 
+uint64_t bits_at(const void* items, int64_t bytes, uint64_t i) {
+  switch (bytes) {
+    case 1:
+      return static_cast<const uint8_t*>(items)[i];
+    case 2:
+      return static_cast<const uint16_t*>(items)[i];
+    case 4:
+      return static_cast<const uint32_t*>(items)[i];
+    default:
+      return static_cast<const uint64_t*>(items)[i];
+  }
+}
+
 }  // namespace
+
+uint64_t StoredNumbers::operator[](uint64_t i) const {
+  const uint64_t item = bits_at(items, bytes, i);
+  if (!dictionary) return item;
+  if (item >= dictionary_size)
+    throw std::out_of_range("code " + std::to_string(item) + " is outside its dictionary of " +
+                            std::to_string(dictionary_size) + ": the file is damaged");
+  return bits_at(dictionary, dictionary_bytes, item);
+}
 
 void append_lines(const StoredRows& rows, uint64_t begin, uint64_t end, std::string& text) {
   std::string list;
@@ -48,15 +72,16 @@ void append_lines(const StoredRows& rows, uint64_t begin, uint64_t end, std::str
         list += field.name;
         char* p = number;
         *p++ = '\x02';
-        p = put_number(p, field.wide ? static_cast<const uint64_t*>(field.ids)[i]
-                                     : static_cast<const uint32_t*>(field.ids)[i]);
+        p = put_number(p, field.ids[i]);
         *p++ = '\x03';
-        p = put_value(p, field.values ? field.values[i] : 1.0f);
+        const auto bits = field.values.items ? static_cast<uint32_t>(field.values[i])
+                                             : std::bit_cast<uint32_t>(1.0f);
+        p = put_value(p, std::bit_cast<float>(bits));
         list.append(number, p);
       }
     }
     char* p = number;
-    if (rows.sample_id) {
+    if (rows.sample_id.items) {
       p = put_number(p, rows.sample_id[row]);
       *p++ = ',';
       *p++ = static_cast<char>('0' + rows.click[row]);

@@ -40,6 +40,7 @@ def batch_source(
         or f"{f.name}_value" in (common if f.side == "common" else impressions).column_names
         for f in schema.fields
     )
+    codes = _Codes(schema, vocabulary)
     source = _native.BatchSource(
         stages=len(schema.labels),
         raw_labels=raw_labels,
@@ -57,18 +58,21 @@ def batch_source(
     if schema.common:
         for batch in common.to_batches():
             source.add_common(
-                rows=batch.num_rows, columns=_columns(batch, schema.common), owner=batch
+                rows=batch.num_rows,
+                columns=_columns(batch, schema.common, codes),
+                owner=(batch, codes),
             )
     for batch in impressions.to_batches():
         arrays = [c.array(batch) for c in carried]
         source.add_impressions(
             rows=batch.num_rows,
-            columns=_columns(batch, schema.impression),
+            columns=_columns(batch, schema.impression, codes),
             common_row=_numbers(batch, "common_row", "uint32") if has_common_row else 0,
-            sample_id=_numbers(batch, "sample_id", "uint64", "int64"),
+            sample_id=_numbers(batch, "sample_id", "uint64", "int64", "uint32"),
+            sample_id_bytes=batch.schema.field("sample_id").type.bit_width // 8,
             labels=[_numbers(batch, name, "uint8") for name in schema.labels],
             carried=[array.ctypes.data for array in arrays],
-            owner=(batch, arrays),
+            owner=(batch, arrays, codes),
         )
     return source
 
@@ -167,49 +171,94 @@ def _require(table: pa.Table, side: str, name: str) -> None:
         )
 
 
-def _columns(batch: pa.RecordBatch, fields: tuple[Field, ...]) -> list[_native.Column]:
+class _Codes:
+    """The table rows of the fields' dictionaries, each looked up once: record batches share them.
+
+    It is to live as long as the addresses that it gives.
+    """
+
+    def __init__(self, schema: Schema, vocabulary: Vocabulary):
+        self._schema, self._vocabulary = schema, vocabulary
+        self._rows: dict[tuple[str, int, int], tuple[np.ndarray, pa.Array]] = {}
+
+    def rows(self, field: Field, dictionary: pa.Array) -> np.ndarray:
+        """Returns the table row of each code, int32."""
+        key = field.name, dictionary.buffers()[1].address + dictionary.offset, len(dictionary)
+        if key not in self._rows:
+            lookup = self._vocabulary._lookup(field.table_name)
+            ids = dictionary.to_numpy(zero_copy_only=False)
+            rows = lookup.rows(ids, self._schema.row_bases[field.table_name])
+            self._rows[key] = rows, dictionary  # while that lives, its address is no other's
+        return self._rows[key][0]
+
+
+def _columns(
+    batch: pa.RecordBatch, fields: tuple[Field, ...], codes: _Codes
+) -> list[_native.Column]:
     columns = []
     for field in fields:
         name = f"{field.name}_value"
         values = batch.column(name) if name in batch.schema.names else None
-        columns.append(_column(field.name, batch.column(field.name), values))
+        columns.append(_column(field, batch.column(field.name), values, codes))
     return columns
 
 
-def _column(name: str, ids: pa.Array, values: pa.Array | None) -> _native.Column:
+def _column(field: Field, ids: pa.Array, values: pa.Array | None, codes: _Codes) -> _native.Column:
     import pyarrow as pa
 
-    id_type = ids.type.value_type if pa.types.is_list(ids.type) else ids.type
-    if id_type not in (pa.uint32(), pa.uint64()):
+    from .narrow_columns import plain_type
+
+    name, item_type = field.name, plain_type(ids.type)
+    is_list = pa.types.is_list(ids.type)
+    if (item_type.value_type if is_list else item_type) not in (pa.uint32(), pa.uint64()):
         raise ValueError(
             f"column {name!r}: expected uint32, uint64, or a list of them, got {ids.type}"
         )
     if values is not None:
-        expected = pa.list_(pa.float32()) if pa.types.is_list(ids.type) else pa.float32()
-        if not values.type.equals(expected):
+        expected = pa.list_(pa.float32()) if is_list else pa.float32()
+        if not plain_type(values.type).equals(expected):
             raise ValueError(f"column '{name}_value': expected {expected}, got {values.type}")
     data = _data(name, ids)
     value_data = _data(f"{name}_value", values) if values is not None else _NOTHING
+    row_of_code = codes.rows(field, data["dictionary"]) if data["dictionary"] else _NO_ROWS
+    value_of_code = value_data["dictionary"]
     return _native.Column(
-        wide=id_type == pa.uint64(),
+        id_bytes=data["bytes"],
         ids=data["items"],
         ids_length=data["length"],
         offsets=data["offsets"],
         validity=data["validity"],
         validity_offset=data["validity_offset"],
+        row_of_code=row_of_code.ctypes.data,
+        codes=len(row_of_code),
         values=value_data["items"],
+        value_bytes=value_data["bytes"],
         values_length=value_data["length"],
         value_offsets=value_data["offsets"],
         value_validity=value_data["validity"],
         value_validity_offset=value_data["validity_offset"],
+        value_of_code=_address(value_of_code.buffers()[1], value_of_code.offset, 4)
+        if value_of_code
+        else 0,
+        value_codes=len(value_of_code) if value_of_code else 0,
     )
 
 
-_NOTHING = {"items": 0, "length": 0, "offsets": 0, "validity": 0, "validity_offset": 0}
+_NO_ROWS = np.empty(0, np.int32)
+_NOTHING: dict[str, Any] = {
+    "items": 0,
+    "bytes": 4,
+    "length": 0,
+    "offsets": 0,
+    "validity": 0,
+    "validity_offset": 0,
+    "dictionary": None,
+}
 
 
-def _data(name: str, array: pa.Array) -> dict[str, int]:
-    """Returns the addresses of an array's buffers at its first element; 0 where there is none."""
+def _data(name: str, array: pa.Array) -> dict[str, Any]:
+    """Returns the addresses of an array's buffers at its first element (0 where there is none), the
+    bytes of an item, and the dictionary if items are codes."""
     import pyarrow as pa
 
     buffers, items, offsets = array.buffers(), array, 0
@@ -218,12 +267,20 @@ def _data(name: str, array: pa.Array) -> dict[str, int]:
         if items.null_count:
             raise ValueError(f"column {name!r}: a list holds a null")
         offsets = _address(buffers[1], array.offset, 4)
+    dictionary = items.dictionary if pa.types.is_dictionary(items.type) else None
+    if dictionary is not None and dictionary.null_count:
+        raise ValueError(f"column {name!r}: a dictionary holds a null")
+    if dictionary is not None and items.indices.type not in (pa.uint8(), pa.uint16()):
+        raise ValueError(f"column {name!r}: codes of uint8 or uint16 expected, got {items.type}")
+    width = (items if dictionary is None else items.indices).type.bit_width // 8
     return {
-        "items": _address(items.buffers()[1], items.offset, items.type.bit_width // 8),
+        "items": _address(items.buffers()[1], items.offset, width),
+        "bytes": width,
         "length": len(items),
         "offsets": offsets,
         "validity": _address(buffers[0], 0, 1),
         "validity_offset": array.offset,
+        "dictionary": dictionary,
     }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
-from functools import cached_property
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +16,10 @@ import pyarrow.compute
 import pyarrow.dataset
 
 from .._compiled import _native
+from ..machine import usable_cores
 from ..schema import Field, LabelKind, Schema, Side
 from ..staging import staged_directory
-from .manifest import DatasetError, open_mapped, read_manifest, stored_schema, verify_files
+from .manifest import DatasetError, open_arrow, read_manifest, stored_schema, verify_files
 from .published import published_comparison
 from .record_batches import IMPRESSION_COLUMNS
 
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
     from .batches import Batches
 
 __all__ = ["Dataset", "DatasetError"]
+
+_DUMPED_TOGETHER: dict[Side, int] = {"common": 128, "impression": 4096}  # rows: 1 MB of text or so
+_DUMPED_AHEAD = 16  # pieces that wait to be written
 
 
 class Dataset:
@@ -40,7 +46,8 @@ class Dataset:
             the labels, common_row (into `common_rows`; not where the log has no common rows),
             ``dense`` (a list of float32), the weight and the extra columns of the schema, and per
             field a list of ids (`multi`; empty: absent) or a nullable id; behind a weighted field
-            ``<field>_value`` with the same offsets.
+            ``<field>_value`` with the same offsets. Few distinct ids or values are codes into a
+            dictionary (Arrow's type of that name).
         common_rows: Table of key (the 16 hex characters as uint64) and the common fields, in the
             order of the log.
         counts: Table of field, feature_id, count: occurrences as stored, by field and ascending id.
@@ -86,7 +93,7 @@ class Dataset:
 
     def _open(self, name: str) -> pa.Table:
         try:
-            return open_mapped(self.path / name).read_all()
+            return open_arrow(self.path / name).read_all()
         except pa.ArrowException as error:
             raise DatasetError(f"{self.path / name} is damaged: {error}") from error
 
@@ -300,14 +307,16 @@ class Dataset:
                 f"has {', '.join(columns)}, which it would lose: read {self.path}/*.arrow instead"
             )
         self._require_spellable()
-        with staged_directory(Path(out)) as staged:
+        keys = self.common_rows["key"].to_numpy()
+        common, own = self.schema.common, self.schema.impression
+        whole = ((batch, [(0, batch.num_rows)]) for batch in self.common_rows.to_batches())
+        with staged_directory(Path(out)) as staged, ThreadPoolExecutor(usable_cores()) as pool:
             with open(staged / "common_features.csv", "wb") as file:
-                for batch in self.common_rows.to_batches():
-                    _dump(batch, self.schema.common, "common", None, [(0, batch.num_rows)], file)
-            keys = self.common_rows["key"].to_numpy()
+                for batch, ranges in whole:
+                    _dump(pool, batch, common, "common", None, ranges, file)
             with open(staged / "sample_skeleton.csv", "wb") as file:
                 for batch, ranges in self._ranges():
-                    _dump(batch, self.schema.impression, "impression", keys, ranges, file)
+                    _dump(pool, batch, own, "impression", keys, ranges, file)
 
     def _require_spellable(self) -> None:
         """Raises ValueError at a field name or value that no line of a log can hold."""
@@ -373,6 +382,7 @@ def _features(row: dict[str, Any], fields: tuple[Field, ...]) -> dict[str, list[
 
 
 def _dump(
+    pool: ThreadPoolExecutor,
     batch: pa.RecordBatch,
     fields: tuple[Field, ...],
     side: Side,
@@ -380,7 +390,7 @@ def _dump(
     ranges: list[tuple[int, int]],
     file: Any,
 ) -> None:
-    """Writes rows of a record batch as text, about 4096 at a time."""
+    """Writes rows of a record batch as text, some at a time in each thread."""
     columns = []
     for field in fields:
         offsets, valid, ids = _buffers(batch, field.name, field.multi)
@@ -391,23 +401,32 @@ def _dump(
         numbers = {name: batch.column(name).to_numpy() for name in numbers}
     else:
         keys = batch.column("key").to_numpy()
+    text = partial(_native.dump_rows, **numbers, keys=keys, fields=columns)
+    at_a_time = _DUMPED_TOGETHER[side]
+    waiting: deque[Future[bytes]] = deque()
     for begin, end in ranges:
-        for start in range(begin, end, 4096):
-            stop = min(start + 4096, end)
-            file.write(
-                _native.dump_rows(**numbers, keys=keys, fields=columns, begin=start, end=stop)
-            )
+        for start in range(begin, end, at_a_time):
+            stop = min(start + at_a_time, end)
+            waiting.append(pool.submit(text, begin=start, end=stop))
+            if len(waiting) > _DUMPED_AHEAD:
+                file.write(waiting.popleft().result())
+    for piece in waiting:
+        file.write(piece.result())
 
 
 def _buffers(
     batch: pa.RecordBatch, name: str, multi: bool
-) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray]:
-    """Returns (offsets, valid bits, items) of a column of a whole record batch, without copies."""
+) -> tuple[np.ndarray | None, np.ndarray | None, Any]:
+    """Returns (offsets, valid bits, items) of a column of a whole record batch, without copies;
+    items are numbers, or (codes, dictionary)."""
     array = batch.column(name)
     if array.offset:
         raise ValueError(f"column {name!r}: a whole record batch expected, got a slice of one")
-    if multi:
-        return array.offsets.to_numpy(), None, array.values.to_numpy()
-    valid, data = array.buffers()
-    bits = None if valid is None else np.frombuffer(valid, np.uint8)
-    return None, bits, np.frombuffer(data, array.type.to_pandas_dtype())
+    valid = array.buffers()[0]
+    bits = None if multi or valid is None else np.frombuffer(valid, np.uint8)
+    items = array.values if multi else array
+    coded = pa.types.is_dictionary(items.type)
+    stored = items.indices if coded else items
+    numbers = np.frombuffer(stored.buffers()[1] or b"", stored.type.to_pandas_dtype())
+    offsets = array.offsets.to_numpy() if multi else None
+    return offsets, bits, (numbers, items.dictionary.to_numpy()) if coded else numbers

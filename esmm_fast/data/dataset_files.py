@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 
 from .. import __version__
-from .._compiled import _native
-from ..schema import ALI_CCP, Field, Schema, Side
+from ..schema import ALI_CCP, Schema, Side
+from .arrow_file import HashedFile
 from .log_report import SideReport, merged
 from .manifest import DATA_FILES, schema_to_dict, write_manifest
-from .record_batches import Layout, arrow_schema, conform
+from .narrow_columns import as_narrow
+from .record_batches import Layout
+from .table_file import TableFile
 
 TABLES: dict[Side, str] = {"common": "common_rows.arrow", "impression": "impressions.arrow"}
 
@@ -41,91 +43,15 @@ class Reader(Protocol):
     def require_impressions(self) -> None: ...
 
 
-class HashedFile:
-    """A new file that counts and hashes what is written to it."""
-
-    def __init__(self, path: Path):
-        self._file = open(path, "xb", buffering=0)  # noqa: SIM115
-        self._checksum = _native.Xxh64()
-        self._bytes = 0
-
-    closed = property(lambda self: self._file.closed)
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self._checksum.update(view)
-        self._bytes += len(view)
-        left = view
-        while left:
-            try:
-                left = left[self._file.write(left) :]
-            except OSError as error:  # names the file, as the error of a raw write does not
-                raise OSError(error.errno, error.strerror, self._file.name) from None
-        return len(view)
-
-    def tell(self) -> int:
-        return self._bytes
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self._file.close()
-
-    def facts(self) -> dict[str, Any]:
-        return {"bytes": self._bytes, "xxh64": self._checksum.hexdigest()}
-
-
-class TableFile:
-    """An Arrow IPC file of one side; widened, by writing it again, when a batch needs a wider
-    layout."""
-
-    def __init__(self, path: Path, side: Side, fields: tuple[Field, ...], layout: Layout):
-        self._path, self._side, self._fields = path, side, fields
-        self._open(layout)
-
-    def _open(self, layout: Layout) -> None:
-        self.layout = layout
-        self._file = HashedFile(self._path)
-        self._sink = pa.PythonFile(self._file, mode="w")
-        self._writer = pa.ipc.new_file(self._sink, arrow_schema(self._side, self._fields, layout))
-
-    def write(self, batch: pa.RecordBatch, layout: Layout) -> None:
-        if (wider := self.layout | layout) != self.layout:
-            self._widen(wider)
-        self._writer.write_batch(conform(batch, self._side, self._fields, self.layout))
-
-    def _widen(self, layout: Layout) -> None:
-        self.close()
-        narrow = self._path.with_suffix(".narrow")
-        self._path.rename(narrow)
-        self._open(layout)
-        with pa.memory_map(str(narrow)) as source:
-            reader = pa.ipc.open_file(source)
-            for i in range(reader.num_record_batches):
-                self.write(reader.get_batch(i), layout)
-        narrow.unlink()
-
-    def close(self) -> dict[str, Any]:
-        try:
-            self._writer.close()
-        finally:  # the disk may be full
-            self._file.close()
-        return self._file.facts()
-
-
 def write_dataset(folder: Path, reader: Reader) -> None:
     """Reads a log and writes its dataset into an empty directory."""
     facts = {}
     for side in reader.sides:
-        file = TableFile(
-            folder / TABLES[side], side, reader.schema.of_side(side), reader.layouts[side]
-        )
-        try:
+        fields, layout = reader.schema.of_side(side), reader.layouts[side]
+        with TableFile(folder / TABLES[side], side, fields, layout) as file:
             for batch, layout in reader.read(side):
                 file.write(batch, layout)
                 del batch  # gives its memory back to the parser
-        finally:
             facts[TABLES[side]] = file.close()
     reader.require_impressions()
     facts["counts.arrow"] = write_counts(folder / "counts.arrow", reader)
@@ -150,17 +76,18 @@ def write_dataset(folder: Path, reader: Reader) -> None:
 def write_counts(path: Path, reader: Reader) -> dict[str, Any]:
     """Writes `counts.arrow` of a log that is read; returns the size and checksum."""
     names = [f.name for f in reader.schema.fields]
+    found = [reader.reports[f.side].occurrences[f.name] for f in reader.schema.fields]
+    all_ids, all_counts = (as_narrow([columns[i] for columns in found]) for i in range(2))
     schema = pa.schema(
         [
             pa.field("field", pa.dictionary(pa.int16(), pa.string()), nullable=False),
-            pa.field("feature_id", pa.uint64(), nullable=False),
-            pa.field("count", pa.uint64(), nullable=False),
+            pa.field("feature_id", pa.from_numpy_dtype(all_ids[0].dtype), nullable=False),
+            pa.field("count", pa.from_numpy_dtype(all_counts[0].dtype), nullable=False),
         ]
     )
     file = HashedFile(path)
     with pa.ipc.new_file(pa.PythonFile(file, mode="w"), schema) as writer:
-        for i, field in enumerate(reader.schema.fields):
-            ids, counts = reader.reports[field.side].occurrences[field.name]
+        for i, (ids, counts) in enumerate(zip(all_ids, all_counts, strict=True)):
             if len(ids) == 0:
                 continue
             codes = pa.DictionaryArray.from_arrays(np.full(len(ids), i, np.int16), names)

@@ -16,7 +16,8 @@ from ..schema import Field, Schema
 
 FORMAT = "esmm_fast dataset"
 SHARD_FORMAT = "esmm_fast shard"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # of version 1, no column is stored as codes
 FILE_NAME = "manifest.json"
 DATA_FILES = ("impressions.arrow", "common_rows.arrow", "counts.arrow")
 
@@ -139,9 +140,9 @@ def read_manifest(folder: Path, format: str = FORMAT) -> dict[str, Any]:
         raise DatasetError(f"{folder} is a whole dataset; expected a shard (`prepare --shard`)")
     if found != format:
         raise DatasetError(f"{path} is not the manifest of a dataset: format {FORMAT!r} expected")
-    if manifest.get("version") != VERSION:
+    if manifest.get("version") not in READABLE:
         raise DatasetError(
-            f"{path}: this esmm_fast reads datasets of version {VERSION}, "
+            f"{path}: this esmm_fast reads datasets of version {READABLE[0]} to {READABLE[-1]}, "
             f"got version {manifest.get('version')!r}; "
             "read it with the esmm_fast that wrote it "
             f"({manifest.get('written_by', {}).get('esmm_fast', 'unknown')}), "
@@ -182,15 +183,16 @@ def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
             )
 
 
-def open_mapped(path: Path) -> pa.RecordBatchFileReader:
-    """Returns a data file opened without reading it.
+def open_arrow(path: Path, *, mapped: bool = True) -> pa.RecordBatchFileReader:
+    """Returns a data file opened without reading it; not `mapped`, memory is that of what is asked
+    for.
 
     Raises:
         DatasetError: It is no Arrow file.
         OSError: It cannot be read.
     """
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path)))
+        return pa.ipc.open_file(pa.memory_map(str(path)) if mapped else pa.OSFile(str(path)))
     except (pa.ArrowInvalid, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise type(error)(f"{path} cannot be read: {os.strerror(error.errno)}") from error

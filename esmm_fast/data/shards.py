@@ -16,7 +16,8 @@ import pyarrow as pa
 from .. import __version__
 from .._compiled import _native
 from ..schema import Schema, Side
-from .dataset_files import TABLES, HashedFile, TableFile, write_counts
+from .arrow_file import HashedFile
+from .dataset_files import TABLES, write_counts
 from .find_logs import Log
 from .inputs import STANDARD_INPUT, LogFile
 from .log_report import SideReport
@@ -24,14 +25,16 @@ from .logs import LogReader
 from .manifest import (
     SHARD_FORMAT,
     DatasetError,
-    open_mapped,
+    open_arrow,
     read_manifest,
     schema_to_dict,
     stored_schema,
     verify_files,
     write_manifest,
 )
+from .narrow_columns import plain_batch, plain_schema
 from .record_batches import Layout
+from .table_file import TableFile
 
 _ENDS = 1 << 20  # bytes at either end of a file that its fingerprint is made of
 
@@ -108,7 +111,7 @@ class Shard:
 
     def layout(self, side: Side) -> Layout:
         """Returns the layout that the tables of one side are in."""
-        stored = self.open(TABLES[side]).schema
+        stored = plain_schema(self.open(TABLES[side]).schema)
         fields = self.schema.of_side(side)
         names = [f.name for f in fields]
         types = [stored.field(n).type for n in names]
@@ -126,16 +129,17 @@ class Shard:
         return SideReport(**self.manifest["reports"][side])
 
     def open(self, name: str) -> pa.RecordBatchFileReader:
-        """Opens one of the files, mapped."""
-        return open_mapped(self.path / name)
+        """Opens one of the files. It is read, not mapped: memory is that of what is asked for."""
+        return open_arrow(self.path / name, mapped=False)
 
     def batches(self, name: str, side: Side, file: int) -> Iterator[pa.RecordBatch]:
-        """Yields the record batches of a table that come from file number `file` of a side."""
+        """Yields the record batches of a table that come from file number `file` of a side, ids and
+        values as numbers."""
         inputs = self.manifest["inputs"][side]
         first = sum(i["batches"] for i in inputs[:file])
         reader = self.open(name)
         for i in range(first, first + inputs[file]["batches"]):
-            yield reader.get_batch(i)
+            yield plain_batch(reader.get_batch(i))
 
 
 def in_order(shards: list[Shard]) -> list[Shard]:
@@ -267,11 +271,10 @@ def write_shard(
             table = TableFile(
                 folder / TABLES[side], side, reader.schema.of_side(side), reader.layouts[side]
             )
-            try:
+            with table:
                 for batch, layout in reader.read(side):
                     table.write(batch, layout)
                     del batch
-            finally:
                 facts[TABLES[side]] = table.close()
     finally:
         facts |= notes.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 
 from .._compiled import _native
 from ..schema import Field
+from .arrow_file import can_be_stored
 
 _UINT32_MAX = np.iinfo(np.uint32).max
 
@@ -95,6 +95,8 @@ def check_field(schema: pa.Schema, field: Field) -> tuple[bool, bool]:
         return field.multi or is_list(type), False
     values = schema.field(name).type
     number = values.value_type if is_list(values) else values
+    if pa.types.is_dictionary(number):
+        number = number.value_type
     if is_list(values) != is_list(type) or not _is_number(number):
         wanted = "lists of numbers" if is_list(type) else "numbers"
         raise ColumnError(f"column {name!r}: {wanted} expected beside {type}, got {values}")
@@ -165,6 +167,8 @@ def _ids(name: str, items: pa.Array, offsets: np.ndarray) -> np.ndarray:
 
 def _floats(name: str, numbers: pa.Array, offsets: np.ndarray | None = None) -> np.ndarray:
     """Returns finite float32; `offsets`: whose rows the numbers belong to (None: one each)."""
+    if pa.types.is_dictionary(numbers.type):
+        numbers = numbers.dictionary_decode()
     if pa.types.is_boolean(numbers.type):
         numbers = numbers.cast(pa.uint8())
     with np.errstate(over="ignore"):
@@ -282,6 +286,40 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-def extra(column: Any) -> pa.Array:
-    """Returns an extra column as it is stored: dictionaries are written out."""
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+def counted(ids: list[np.ndarray], counts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the counts of several parts added up: (ids ascending, counts), both uint64."""
+    if not ids:
+        return np.empty(0, np.uint64), np.empty(0, np.uint64)
+    distinct, at = np.unique(np.concatenate(ids), return_inverse=True)
+    total = np.zeros(len(distinct), np.uint64)
+    np.add.at(total, at, np.concatenate(counts))
+    return distinct, total
+
+
+def extra_type(name: str, type: pa.DataType) -> pa.DataType:
+    """Returns the type in which an extra column is stored: dictionaries are written out, views of
+    texts copied.
+
+    Raises:
+        ColumnError: There is none.
+    """
+    if pa.types.is_dictionary(type):
+        return extra_type(name, type.value_type)
+    views = (
+        (pa.types.is_string_view, pa.large_string()),
+        (pa.types.is_binary_view, pa.large_binary()),
+    )
+    for is_view, stored in views:
+        if is_view(type):
+            return stored
+    if not can_be_stored(type):
+        raise ColumnError(
+            f"column {name!r}: numbers, texts, times, or lists or structs of them, expected, "
+            f"got {type}"
+        )
+    return type
+
+
+def extra(name: str, column: pa.Array) -> pa.Array:
+    """Returns an extra column as it is stored: see `extra_type`."""
+    return column.cast(extra_type(name, column.type))

@@ -132,7 +132,7 @@ class TableReader:
                     type = table_columns.require(source.schema, name, "a column of the schema")
                     if name not in self.schema.extra:
                         continue
-                    type = type.value_type if pa.types.is_dictionary(type) else type
+                    type = table_columns.extra_type(name, type)
                     if extra.setdefault(name, type) != type:
                         raise ColumnError(f"column {name!r}: {extra[name]} expected, got {type}")
             except ColumnError as error:
@@ -238,7 +238,7 @@ class TableReader:
         if self.schema.weight is not None:
             fixed[self.schema.weight] = table_columns.weights(batch, self.schema.weight)
         for name in self.schema.extra:
-            fixed[name] = table_columns.extra(batch.column(name))
+            fixed[name] = table_columns.extra(name, batch.column(name))
         return fixed
 
     # ---- Common rows

@@ -2,9 +2,9 @@
 // what that refuses, and does so for every cut, every number of threads and every layout.
 //
 //   byte 0: bit 0 common file · bit 1 a layout that must widen
-//   byte 1: chunk size of LogStream · the rest: the text
+//   byte 1: chunk size of LogStream; codes, and of how many numbers · the rest: the text
 //
-// With ESMM_FUZZ_STREAM, LogStream reads every text six times as well, as a file and as a stream.
+// With ESMM_FUZZ_STREAM, LogStream reads every text as well: as a file, as a stream, and in parts.
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "log/codes.h"
 #include "log/dump.h"
 #include "log/stream.h"
 #include "slow_reader.h"
@@ -123,14 +124,62 @@ void check_own_columns(const std::string& text, Grammar grammar, const Layout& l
   require(found.report.rejects.size() == usual.report.rejects.size(), "as many lines are skipped");
 }
 
-// The columns as lines of the log.
-std::string dumped(const Columns& columns, bool common, const std::vector<std::string>& fields) {
+// Numbers as they are stored: as codes of the widest that they need, or as they are.
+struct Stored {
+  std::vector<uint8_t> bytes;
+  std::vector<uint16_t> shorts;
+  std::vector<uint64_t> dictionary64;
+  std::vector<uint32_t> dictionary32;
+};
+
+// Numbers to codes, which name the same numbers again; `limit`: of the codes.
+template <typename Number>
+StoredNumbers coded(const Number* numbers, const uint8_t* valid, size_t size, size_t limit,
+                    std::vector<Stored>& kept) {
+  Stored& stored = kept.emplace_back();
+  Codes codes;
+  stored.bytes.resize(size);
+  stored.shorts.resize(size);
+  const bool fits = codes.encode(numbers, valid, size, limit, stored.bytes.data());
+  require(fits == (codes.size() <= limit), "codes fit while there are no more than the limit");
+  require(codes.encode(numbers, valid, size, 65536, stored.shorts.data()), "two bytes suffice");
+  for (const uint64_t number : codes.numbers()) {
+    stored.dictionary64.push_back(number);
+    stored.dictionary32.push_back(static_cast<uint32_t>(number));
+  }
+  std::vector<Number> all(codes.size()), back(size);
+  for (size_t i = 0; i < all.size(); ++i)
+    std::memcpy(&all[i], &stored.dictionary64[i], sizeof(Number));
+  require(decode(stored.shorts.data(), valid, size, all.data(), all.size(), back.data()),
+          "codes are of the dictionary");
+  for (size_t i = 0; i < size; ++i) {
+    const bool here = !valid || (valid[i >> 3] >> (i & 7) & 1);
+    const Number expected = here ? numbers[i] : Number{0};
+    require(std::memcmp(&back[i], &expected, sizeof expected) == 0, "codes lose nothing");
+    if (fits) require(stored.bytes[i] == stored.shorts[i], "codes do not depend on their width");
+  }
+  StoredNumbers out;
+  out.items = fits ? static_cast<const void*>(stored.bytes.data()) : stored.shorts.data();
+  out.bytes = fits ? 1 : 2;
+  out.dictionary = sizeof(Number) == 8 ? static_cast<const void*>(stored.dictionary64.data())
+                                       : stored.dictionary32.data();
+  out.dictionary_bytes = sizeof(Number);
+  out.dictionary_size = all.size();
+  return out;
+}
+
+// The columns as lines of the log; `limit`: of codes of one byte, 0: numbers as they are.
+std::string dumped(const Columns& columns, bool common, const std::vector<std::string>& fields,
+                   size_t limit) {
+  std::vector<Stored> kept;
+  kept.reserve(2 * fields.size());
   std::vector<uint32_t> own(columns.rows);
   for (size_t r = 0; r < columns.rows; ++r) own[r] = static_cast<uint32_t>(r);
   StoredRows rows;
   rows.keys = columns.key.data();
   if (!common) {
-    rows.sample_id = columns.sample_id.data();
+    rows.sample_id.items = columns.sample_id.data();
+    rows.sample_id.bytes = 8;
     rows.click = columns.click.data();
     rows.conversion = columns.conversion.data();
     rows.common_row = own.data();
@@ -141,9 +190,18 @@ std::string dumped(const Columns& columns, bool common, const std::vector<std::s
     stored.name = fields[f];
     (columns.layout.multi[f] ? (stored.offsets = column.offsets.data(), 0)
                              : (stored.valid = column.valid.data(), 0));
-    stored.wide = columns.layout.wide;
-    stored.ids = stored.wide ? static_cast<const void*>(column.ids64.data()) : column.ids32.data();
-    if (columns.layout.weighted[f]) stored.values = column.values.data();
+    stored.ids.bytes = columns.layout.wide ? 8 : 4;
+    stored.ids.items =
+        columns.layout.wide ? static_cast<const void*>(column.ids64.data()) : column.ids32.data();
+    if (columns.layout.weighted[f]) stored.values.items = column.values.data();
+    const size_t size = columns.layout.multi[f] ? column.occurrences : columns.rows;
+    if (limit) {
+      stored.ids = columns.layout.wide
+                       ? coded(column.ids64.data(), stored.valid, size, limit, kept)
+                       : coded(column.ids32.data(), stored.valid, size, limit, kept);
+      if (columns.layout.weighted[f])
+        stored.values = coded(column.values.data(), stored.valid, size, limit, kept);
+    }
     rows.fields.push_back(stored);
   }
   std::string text;
@@ -186,8 +244,11 @@ void require_same(const Streamed& one, const Streamed& other, const char* what) 
 }
 
 Streamed streamed(const std::string& text, const std::vector<std::string>& fields,
-                  const StreamOptions& options, bool as_file) {
+                  const StreamOptions& options, bool as_file, uint32_t part = 0,
+                  uint32_t parts = 1) {
   Input input{"log", "", {}};
+  input.part = part;
+  input.parts = parts;
   const int file = as_file ? memfd_create("log", 0) : -1;
   size_t at = 0;
   if (as_file) {
@@ -271,6 +332,21 @@ void check_streams(const std::string& text, bool common, bool narrow, uint8_t cu
                  "a file cut elsewhere, read by other threads, is the same");
     require_same(whole, streamed(text, fields, other, false), "a stream is the same as a file");
   }
+  // The parts of a file hold what the file holds, each line once.
+  StreamOptions shard = stream_options(common, layout, 1 + cut % 3, chunk_bytes, true);
+  shard.shard = true;
+  const Streamed whole = streamed(text, fields, shard, true);
+  if (!whole.problem.empty()) return;  // an empty file
+  Streamed joined;
+  const uint32_t parts = 2 + cut % 5;
+  for (uint32_t part = 0; part < parts; ++part) {
+    Streamed one = streamed(text, fields, shard, true, part, parts);
+    require(one.problem.empty(), "a part of a good file is good");
+    joined.rows.insert(joined.rows.end(), one.rows.begin(), one.rows.end());
+    joined.rejects += one.rejects;
+  }
+  require(joined.rows == whole.rows, "the rows of all parts are those of the file");
+  require(joined.rejects == whole.rejects, "so are the lines that are skipped");
 }
 
 #endif
@@ -314,7 +390,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
 
   // There and back.
-  const Fast again = tokenized(dumped(fast.columns, common, fields), grammar, fast.columns.layout);
+  const std::string dump = dumped(fast.columns, common, fields, 0);
+  if (data[1] % 4 == 0) {
+    const size_t limit = data[1] % 8 ? 256 : 1 + data[1] / 8 % 4;
+    require(dumped(fast.columns, common, fields, limit) == dump, "a dump of codes is the same");
+  }
+  const Fast again = tokenized(dump, grammar, fast.columns.layout);
   require(!again.report.error, "a dump is a good log");
   std::vector<slow::Row> rows_again;
   add_rows(again.columns, common, fields, {}, rows_again);
