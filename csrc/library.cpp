@@ -9,11 +9,11 @@ STABLE_TORCH_LIBRARY(esmm_fast, m) {
       "product_loss(Tensor logits, Tensor labels, Tensor? impression_weights, int reduction)"
       " -> (Tensor loss, Tensor grad_logits)");
   // rows [N] and offsets [bags + 1], int32 or int64; every row below num_rows. Returns int32
-  // [N], [T], [T + 1], [N], [N].
+  // [N], [T], [T + 1], [N].
   m.def(
       "batch_plan(Tensor rows, Tensor offsets, int num_rows)"
       " -> (Tensor bag_of_occurrence, Tensor touched_rows, Tensor segment_ptr,"
-      " Tensor occurrence_by_row, Tensor touched_of_occurrence)");
+      " Tensor occurrence_by_row)");
   // weight [R, D]; the plan's tensors (rows and offsets also int64); queue: where the backward pass
   // leaves the gradient for a fused optimizer instead of returning it. Returns [common_bags, D] and
   // [bags - common_bags, D].

@@ -28,7 +28,6 @@ _PLAN = (
     "touched_rows",
     "segment_ptr",
     "occurrence_by_row",
-    "touched_of_occurrence",
 )
 
 

@@ -95,7 +95,7 @@ def merged(entries: list[KeptGradient]) -> KeptGradient:
         [torch.repeat_interleave(e.touched_rows, e.segment_ptr.diff()) for e in entries]
     )
     one_bag = rows.new_tensor([0, len(rows)])
-    _, touched, segment_ptr, order, _ = torch.ops.esmm_fast.batch_plan(rows, one_bag, 2**31 - 1)
+    _, touched, segment_ptr, order = torch.ops.esmm_fast.batch_plan(rows, one_bag, 2**31 - 1)
     places = torch.cat(
         [e.occurrence_by_row + base for e, base in zip(entries, bases, strict=False)]
     )

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <tuple>
+#include <vector>
 
 #include "batches/plan.h"
 #include "ops/arguments.h"
@@ -71,18 +72,25 @@ void check_rows(const Row* rows, int64_t occurrences, uint64_t largest, int64_t 
 }
 
 template <typename Row>
-int64_t sort_rows(const Tensor& rows, int64_t num_rows, PlanBuilder& builder) {
+int64_t sort_rows(const Tensor& rows, int64_t num_rows, PlanBuilder& builder,
+                  Tensor& occurrence_by_row) {
   const Row* data = rows.const_data_ptr<Row>();
-  const int64_t occurrences = rows.numel();
-  const uint64_t largest = largest_row(data, occurrences);
-  check_rows(data, occurrences, largest, num_rows);
-  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t occurrences = rows.numel(), threads = torch::stable::get_num_threads();
   const int64_t chunks = std::min(threads, (occurrences + kChunk - 1) / kChunk);
-  return builder.sort(data, occurrences, static_cast<int64_t>(largest) + 1, chunks, run_parallel);
+  std::vector<uint64_t> of_chunk(chunks);
+  run_parallel(chunks, [&](int64_t chunk) {
+    of_chunk[chunk] =
+        largest_row(data, occurrences * chunk / chunks, occurrences * (chunk + 1) / chunks);
+  });
+  const uint64_t largest =
+      of_chunk.empty() ? 0 : *std::max_element(of_chunk.begin(), of_chunk.end());
+  check_rows(data, occurrences, largest, num_rows);
+  return builder.sort(data, occurrences, static_cast<int64_t>(largest) + 1, chunks,
+                      occurrence_by_row.mutable_data_ptr<int32_t>(), run_parallel);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_plan_cpu(Tensor rows, Tensor offsets,
-                                                                  int64_t num_rows) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_plan_cpu(Tensor rows, Tensor offsets,
+                                                          int64_t num_rows) {
   check_index("rows", rows);
   check_index("offsets", offsets);
   const int64_t occurrences = rows.numel(), bags = offsets.numel() - 1;
@@ -106,18 +114,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_plan_cpu(Tensor rows, T
     label_bags<int64_t>(offsets, bags, occurrences, bag_data);
   }
 
-  static thread_local PlanBuilder builder;  // keeps its scratch memory, 16 bytes per occurrence
+  Tensor occurrence_by_row = new_int32(occurrences);
+  static thread_local PlanBuilder
+      builder;  // keeps its scratch memory, 16 to 24 bytes per occurrence
   const int64_t touched = rows.scalar_type() == ScalarType::Int
-                              ? sort_rows<int32_t>(rows, num_rows, builder)
-                              : sort_rows<int64_t>(rows, num_rows, builder);
+                              ? sort_rows<int32_t>(rows, num_rows, builder, occurrence_by_row)
+                              : sort_rows<int64_t>(rows, num_rows, builder, occurrence_by_row);
   Tensor touched_rows = new_int32(touched);
   Tensor segment_ptr = new_int32(touched + 1);
-  Tensor occurrence_by_row = new_int32(occurrences);
-  Tensor touched_of_occurrence = new_int32(occurrences);
   builder.write(touched_rows.mutable_data_ptr<int32_t>(), segment_ptr.mutable_data_ptr<int32_t>(),
-                occurrence_by_row.mutable_data_ptr<int32_t>(),
-                touched_of_occurrence.mutable_data_ptr<int32_t>(), run_parallel);
-  return {bag_of_occurrence, touched_rows, segment_ptr, occurrence_by_row, touched_of_occurrence};
+                run_parallel);
+  return {bag_of_occurrence, touched_rows, segment_ptr, occurrence_by_row};
 }
 
 }  // namespace

@@ -238,7 +238,7 @@ class _EmbeddingBag(torch.autograd.Function):
                 rows.unsqueeze(0).long(), values, ctx.shape, check_invariants=False
             )
         if (ctx.needs_input_grad[0] and not ctx.sparse) or ctx.needs_input_grad[3]:
-            bags, touched, segments, by_row, _ = _ops.batch_plan(rows, offsets, ctx.shape[0])
+            bags, touched, segments, by_row = _ops.batch_plan(rows, offsets, ctx.shape[0])
             if ctx.needs_input_grad[0] and not ctx.sparse:
                 values = _ops.pooled_embedding_row_gradients(
                     grad[:0], grad, weights, bags, segments, by_row
