@@ -33,34 +33,48 @@ void insertion_sort(Key* keys, int64_t count) {
   }
 }
 
-// Sorts count keys by their bits from `shift` on, of which there are low_bits, equal ones in their
+// Sorts count keys by their bits from `shift` on, kPasses digits of `bits` bits, equal ones in their
 // order; returns where they then are, keys or spare.
-template <typename Key>
-const Key* sort_bucket(Key* keys, Key* spare, int64_t count, int low_bits, int shift) {
-  if (count <= kInsertionSort) {
-    insertion_sort(keys, count);  // the bits below are the order itself
-    return keys;
-  }
-  constexpr int kMostPasses = (31 + kDigitBits - 1) / kDigitBits;
-  const int passes = (low_bits + kDigitBits - 1) / kDigitBits;
-  const int bits = passes == 0 ? 0 : (low_bits + passes - 1) / passes;
+template <int kPasses, typename Key>
+const Key* sort_digits(Key* keys, Key* spare, int64_t count, int bits, int shift) {
   const Key mask = (Key{1} << bits) - 1;
-  int32_t next[kMostPasses][1 << kDigitBits];
-  for (int pass = 0; pass < passes; ++pass) std::fill_n(next[pass], mask + 1, 0);
+  int32_t next[kPasses][1 << kDigitBits];
+  for (auto& counts : next) std::fill_n(counts, mask + 1, 0);
   for (int64_t i = 0; i < count; ++i) {
     Key digits = keys[i] >> shift;
-    for (int pass = 0; pass < passes; ++pass, digits >>= bits) ++next[pass][digits & mask];
+#pragma GCC unroll 4
+    for (int pass = 0; pass < kPasses; ++pass, digits >>= bits) ++next[pass][digits & mask];
   }
-  for (int pass = 0; pass < passes; ++pass) {
+  for (int pass = 0; pass < kPasses; ++pass, shift += bits) {
     int32_t* places = next[pass];
-    const int at = shift + pass * bits;
-    if (places[keys[0] >> at & mask] == count) continue;  // all alike
+    if (places[keys[0] >> shift & mask] == count) continue;  // all alike
     int32_t place = 0;
     for (Key digit = 0; digit <= mask; ++digit) place += std::exchange(places[digit], place);
-    for (int64_t i = 0; i < count; ++i) spare[places[keys[i] >> at & mask]++] = keys[i];
+    for (int64_t i = 0; i < count; ++i) spare[places[keys[i] >> shift & mask]++] = keys[i];
     std::swap(keys, spare);
   }
   return keys;
+}
+
+template <typename Key>
+const Key* sort_bucket(Key* keys, Key* spare, int64_t count, int low_bits, int shift) {
+  if (count <= kInsertionSort) {
+    insertion_sort(keys, count);  // the bits below `shift` are the order itself
+    return keys;
+  }
+  const int passes = (low_bits + kDigitBits - 1) / kDigitBits;
+  switch (passes) {
+    case 0:
+      return keys;
+    case 1:
+      return sort_digits<1>(keys, spare, count, low_bits, shift);
+    case 2:
+      return sort_digits<2>(keys, spare, count, (low_bits + 1) / 2, shift);
+    case 3:
+      return sort_digits<3>(keys, spare, count, (low_bits + 2) / 3, shift);
+    default:
+      return sort_digits<4>(keys, spare, count, (low_bits + 3) / 4, shift);
+  }
 }
 
 }  // namespace
