@@ -77,34 +77,38 @@ int64_t narrow(const int64_t* values, int64_t begin, int64_t end, int64_t limit,
   return n;
 }
 
-// Both searches test blocks without a branch per element (the compiler vectorises them) and look
-// closer at a bad one.
-constexpr int64_t kSearchBlock = 1024;
-
-int64_t first_outside(const int32_t* values, int64_t begin, int64_t end, int64_t limit) {
-  const uint32_t bound = static_cast<uint32_t>(limit < INT32_MAX ? limit : INT32_MAX);
-  for (int64_t first = begin; first < end; first += kSearchBlock) {
-    const int64_t last = first + kSearchBlock < end ? first + kSearchBlock : end;
-    int bad = 0;
-    for (int64_t n = first; n < last; ++n) bad |= static_cast<uint32_t>(values[n]) >= bound;
-    if (!bad) continue;
-    for (int64_t n = first; n < last; ++n)
-      if (static_cast<uint32_t>(values[n]) >= bound) return n;
+// Returns the first i in [begin, end) where bad(i), or end. Tests blocks without a branch per
+// element (the compiler vectorises them) and looks closer at a bad one.
+template <typename Bad>
+int64_t first_bad(int64_t begin, int64_t end, const Bad& bad) {
+  constexpr int64_t kBlock = 1024;
+  for (int64_t first = begin; first < end; first += kBlock) {
+    const int64_t last = first + kBlock < end ? first + kBlock : end;
+    int any = 0;
+    for (int64_t i = first; i < last; ++i) any |= bad(i);
+    if (!any) continue;
+    for (int64_t i = first; i < last; ++i)
+      if (bad(i)) return i;
   }
   return end;
 }
 
-int64_t first_descent(const int32_t* values, int64_t begin, int64_t end, int64_t step) {
-  for (int64_t first = begin; first < end; first += kSearchBlock) {
-    const int64_t last = first + kSearchBlock < end ? first + kSearchBlock : end;
-    int bad = 0;
-    for (int64_t i = first; i < last; ++i)
-      bad |= static_cast<int64_t>(values[i + 1]) - values[i] < step;
-    if (!bad) continue;
-    for (int64_t i = first; i < last; ++i)
-      if (static_cast<int64_t>(values[i + 1]) - values[i] < step) return i;
-  }
-  return end;
+int64_t first_outside(const int32_t* values, int64_t begin, int64_t end, int64_t limit) {
+  const uint32_t bound = static_cast<uint32_t>(limit < INT32_MAX ? limit : INT32_MAX);
+  return first_bad(begin, end,
+                   [=](int64_t i) { return static_cast<uint32_t>(values[i]) >= bound; });
+}
+
+int64_t first_descent(const int32_t* values, int64_t begin, int64_t end) {
+  return first_bad(begin, end, [=](int64_t i) { return values[i + 1] < values[i]; });
+}
+
+int64_t first_not_above(const int32_t* values, int64_t begin, int64_t end) {
+  return first_bad(begin, end, [=](int64_t i) { return values[i + 1] <= values[i]; });
+}
+
+int64_t first_longer(const int32_t* bounds, int64_t begin, int64_t end, int32_t longest) {
+  return first_bad(begin, end, [=](int64_t i) { return bounds[i + 1] - bounds[i] > longest; });
 }
 
 #define ESMM_INSTANTIATE(T)                                                                       \

@@ -93,7 +93,12 @@ int64_t narrow(const int64_t* values, int64_t begin, int64_t end, int64_t limit,
 // Returns the first n in [begin, end) with values[n] outside [0, limit), or end.
 int64_t first_outside(const int32_t* values, int64_t begin, int64_t end, int64_t limit);
 
-// Returns the first i in [begin, end) with values[i + 1] - values[i] < step, or end.
-int64_t first_descent(const int32_t* values, int64_t begin, int64_t end, int64_t step);
+// Return the first i in [begin, end) with values[i + 1] < values[i], or <=, or end.
+int64_t first_descent(const int32_t* values, int64_t begin, int64_t end);
+int64_t first_not_above(const int32_t* values, int64_t begin, int64_t end);
+
+// Returns the first i in [begin, end) with bounds[i + 1] - bounds[i] > longest, or end. Bounds
+// ascend from 0.
+int64_t first_longer(const int32_t* bounds, int64_t begin, int64_t end, int32_t longest);
 
 }  // namespace esmm_fast
