@@ -33,8 +33,8 @@ void insertion_sort(Key* keys, int64_t count) {
   }
 }
 
-// Sorts count keys by their bits from `shift` on, kPasses digits of `bits` bits, equal ones in their
-// order; returns where they then are, keys or spare.
+// Sorts count keys by their bits from `shift` on, kPasses digits of `bits` bits, equal ones in
+// their order; returns where they then are, keys or spare.
 template <int kPasses, typename Key>
 const Key* sort_digits(Key* keys, Key* spare, int64_t count, int bits, int shift) {
   const Key mask = (Key{1} << bits) - 1;
@@ -84,17 +84,21 @@ void run_serially(int64_t count, const Task& task) {
 }
 
 template <typename Row>
-uint64_t largest_row(const Row* rows, int64_t begin, int64_t end) {
+RowBounds row_bounds(const Row* rows, int64_t begin, int64_t end, int64_t num_rows) {
   using Unsigned = std::make_unsigned_t<Row>;  // a negative row becomes a huge one
-  Unsigned largest = 0;
+  const Unsigned limit = static_cast<Unsigned>(num_rows);
+  Unsigned bits = 0;
+  Row outside = 0;  // of the width of a row: the loop is a vector's
   for (int64_t i = begin; i < end; ++i) {
-    largest = std::max(largest, static_cast<Unsigned>(rows[i]));
+    const Unsigned row = static_cast<Unsigned>(rows[i]);
+    bits |= row;
+    outside |= row >= limit;
   }
-  return largest;
+  return {bits, outside != 0};
 }
 
-template uint64_t largest_row<int32_t>(const int32_t*, int64_t, int64_t);
-template uint64_t largest_row<int64_t>(const int64_t*, int64_t, int64_t);
+template RowBounds row_bounds<int32_t>(const int32_t*, int64_t, int64_t, int64_t);
+template RowBounds row_bounds<int64_t>(const int64_t*, int64_t, int64_t, int64_t);
 
 template <typename Offset>
 void write_bag_of_occurrence(const Offset* offsets, int64_t first_bag, int64_t last_bag,

@@ -21,10 +21,15 @@ using RunTasks = std::function<void(int64_t count, const Task& task)>;
 // A RunTasks that does one after the other in the calling thread.
 void run_serially(int64_t count, const Task& task);
 
-// Returns the largest of the rows [begin, end), 0 of none; a negative row counts as larger than any
-// other.
+// What the rows of a batch have in common.
+struct RowBounds {
+  uint64_t bits = 0;     // those that are set in some row
+  bool outside = false;  // whether some row is not in [0, num_rows)
+};
+
+// Returns the bounds of rows [begin, end).
 template <typename Row>
-uint64_t largest_row(const Row* rows, int64_t begin, int64_t end);
+RowBounds row_bounds(const Row* rows, int64_t begin, int64_t end, int64_t num_rows);
 
 // Writes the bag of every occurrence of bags [first_bag, last_bag).
 template <typename Offset>

@@ -10,6 +10,7 @@
 
 #include "batches/plan.h"
 #include "ops/arguments.h"
+#include "ops/chunks.h"
 
 namespace esmm_fast {
 namespace {
@@ -20,11 +21,7 @@ using torch::stable::Tensor;
 constexpr int64_t kChunk = 16384;       // occurrences per task: about 0.1 ms of work
 constexpr int64_t kBagsPerTask = 4096;  // bags whose occurrences one task labels
 
-void run_parallel(int64_t count, const Task& task) {
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) task(i);
-  });
-}
+void run_parallel(int64_t count, const Task& task) { for_chunks(count, task); }
 
 template <typename Offset>
 void check_offsets(const Offset* offsets, int64_t bags, int64_t occurrences) {
@@ -53,8 +50,7 @@ void label_bags(const Tensor& offsets, int64_t bags, int64_t occurrences,
 }
 
 template <typename Row>
-void check_rows(const Row* rows, int64_t occurrences, uint64_t largest, int64_t num_rows) {
-  if (occurrences == 0 || largest < static_cast<uint64_t>(num_rows)) return;
+[[noreturn]] void fail_outside(const Row* rows, int64_t occurrences, int64_t num_rows) {
   const auto outside = [num_rows](Row row) { return row < 0 || row >= num_rows; };
   const int64_t bad = std::find_if(rows, rows + occurrences, outside) - rows;
   if (num_rows == INT32_MAX)
@@ -70,15 +66,17 @@ int64_t sort_rows(const Tensor& rows, int64_t num_rows, PlanBuilder& builder,
   const Row* data = rows.const_data_ptr<Row>();
   const int64_t occurrences = rows.numel(), threads = torch::stable::get_num_threads();
   const int64_t chunks = std::min(threads, (occurrences + kChunk - 1) / kChunk);
-  std::vector<uint64_t> of_chunk(chunks);
+  std::vector<RowBounds> bounds(chunks);
   run_parallel(chunks, [&](int64_t chunk) {
-    of_chunk[chunk] =
-        largest_row(data, occurrences * chunk / chunks, occurrences * (chunk + 1) / chunks);
+    bounds[chunk] = row_bounds(data, occurrences * chunk / chunks,
+                               occurrences * (chunk + 1) / chunks, num_rows);
   });
-  const uint64_t largest =
-      of_chunk.empty() ? 0 : *std::max_element(of_chunk.begin(), of_chunk.end());
-  check_rows(data, occurrences, largest, num_rows);
-  return builder.sort(data, occurrences, static_cast<int64_t>(largest) + 1, chunks,
+  uint64_t bits = 0;
+  for (const RowBounds& of_chunk : bounds) {
+    if (of_chunk.outside) fail_outside(data, occurrences, num_rows);
+    bits |= of_chunk.bits;
+  }
+  return builder.sort(data, occurrences, static_cast<int64_t>(bits) + 1, chunks,
                       occurrence_by_row.mutable_data_ptr<int32_t>(), run_parallel);
 }
 
@@ -108,8 +106,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> batch_plan_cpu(Tensor rows, Tensor of
   }
 
   Tensor occurrence_by_row = new_int32(occurrences);
-  static thread_local PlanBuilder
-      builder;  // keeps its scratch memory, 16 to 24 bytes per occurrence
+  static thread_local PlanBuilder builder;  // keeps its scratch memory: 16 bytes per occurrence
   const int64_t touched = rows.scalar_type() == ScalarType::Int
                               ? sort_rows<int32_t>(rows, num_rows, builder, occurrence_by_row)
                               : sort_rows<int64_t>(rows, num_rows, builder, occurrence_by_row);
