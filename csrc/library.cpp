@@ -27,6 +27,11 @@ STABLE_TORCH_LIBRARY(esmm_fast, m) {
   m.def(
       "pooled_embedding_row_gradients(Tensor grad_common, Tensor grad_impression, Tensor? weights, "
       "Tensor bag_of_occurrence, Tensor segment_ptr, Tensor occurrence_by_row) -> Tensor");
+  // The same as [num_rows, D], zeros where nothing touches a row.
+  m.def(
+      "pooled_embedding_dense_gradient(Tensor grad_common, Tensor grad_impression, Tensor? weights, "
+      "Tensor bag_of_occurrence, Tensor touched_rows, Tensor segment_ptr, Tensor occurrence_by_row, "
+      "SymInt num_rows) -> Tensor");
   m.def(
       "pooled_embedding_squared_norm(Tensor grad_common, Tensor grad_impression, Tensor? weights, "
       "Tensor bag_of_occurrence, Tensor segment_ptr, Tensor occurrence_by_row) -> Tensor");

@@ -58,6 +58,10 @@ class EmbeddingBag(nn.EmbeddingBag):
 
     def _here(self, input: Tensor, offsets: Tensor | None, weights: Tensor | None) -> bool:
         """Whether this package has a kernel for the call; torch also explains wrong arguments."""
+        if input.numel() < _FEW and (
+            self.sparse or not self.weight.requires_grad or not torch.is_grad_enabled()
+        ):
+            return False
         if (
             self.mode == "max"
             or self.max_norm is not None
@@ -65,9 +69,6 @@ class EmbeddingBag(nn.EmbeddingBag):
             or self.padding_idx is not None
             or self.embedding_dim > _LARGEST_DIM
         ):
-            return False
-        dense = self.weight.requires_grad and torch.is_grad_enabled() and not self.sparse
-        if input.numel() < _FEW and not dense:
             return False
         tensors = [t for t in (self.weight, input, offsets, weights) if t is not None]
         return (

@@ -366,7 +366,7 @@ def test_initial_rows_have_the_bits_of_the_cpu(device: Any, dim: int) -> None:
 
 def plan_of(device: Any, rows: Tensor, offsets: Tensor, num_rows: int) -> tuple[int, list[Tensor]]:
     n = len(rows)
-    found = [torch.full((size,), -9, dtype=torch.int32) for size in (n, n, n, n + 1, n)]
+    found = [torch.full((size,), -9, dtype=torch.int32) for size in (n, n, n, n + 1)]
     tensors = [rows, offsets.int(), *found]
     pointers = (ctypes.c_void_p * 6)(*[t.data_ptr() for t in tensors])
     device.plan.restype = ctypes.c_int64

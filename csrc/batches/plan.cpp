@@ -18,6 +18,8 @@ constexpr int kBucketBits = 8;
 constexpr int kLeastHighBits = 4, kMostHighBits = 12;
 // Digit of the passes inside a bucket: 1 KB of counters.
 constexpr int kDigitBits = 8;
+// Digit of the one pass for a bucket of about as many occurrences as rows: 32 KB of counters.
+constexpr int kWideDigitBits = 13;
 // Up to so many keys, comparisons cost less than the counters of the passes.
 constexpr int64_t kInsertionSort = 24;
 // Elements that a short bag is labelled with at once; most bags have fewer.
@@ -35,10 +37,10 @@ void insertion_sort(Key* keys, int64_t count) {
 
 // Sorts count keys by their bits from `shift` on, kPasses digits of `bits` bits, equal ones in
 // their order; returns where they then are, keys or spare.
-template <int kPasses, typename Key>
+template <int kPasses, int kMostBits, typename Key>
 const Key* sort_digits(Key* keys, Key* spare, int64_t count, int bits, int shift) {
   const Key mask = (Key{1} << bits) - 1;
-  int32_t next[kPasses][1 << kDigitBits];
+  int32_t next[kPasses][1 << kMostBits];
   for (auto& counts : next) std::fill_n(counts, mask + 1, 0);
   for (int64_t i = 0; i < count; ++i) {
     Key digits = keys[i] >> shift;
@@ -62,18 +64,20 @@ const Key* sort_bucket(Key* keys, Key* spare, int64_t count, int low_bits, int s
     insertion_sort(keys, count);  // the bits below `shift` are the order itself
     return keys;
   }
+  if (low_bits <= kWideDigitBits && count >= int64_t{1} << low_bits >> 1)
+    return sort_digits<1, kWideDigitBits>(keys, spare, count, low_bits, shift);
   const int passes = (low_bits + kDigitBits - 1) / kDigitBits;
   switch (passes) {
     case 0:
       return keys;
     case 1:
-      return sort_digits<1>(keys, spare, count, low_bits, shift);
+      return sort_digits<1, kDigitBits>(keys, spare, count, low_bits, shift);
     case 2:
-      return sort_digits<2>(keys, spare, count, (low_bits + 1) / 2, shift);
+      return sort_digits<2, kDigitBits>(keys, spare, count, (low_bits + 1) / 2, shift);
     case 3:
-      return sort_digits<3>(keys, spare, count, (low_bits + 2) / 3, shift);
+      return sort_digits<3, kDigitBits>(keys, spare, count, (low_bits + 2) / 3, shift);
     default:
-      return sort_digits<4>(keys, spare, count, (low_bits + 3) / 4, shift);
+      return sort_digits<4, kDigitBits>(keys, spare, count, (low_bits + 3) / 4, shift);
   }
 }
 
@@ -84,21 +88,14 @@ void run_serially(int64_t count, const Task& task) {
 }
 
 template <typename Row>
-RowBounds row_bounds(const Row* rows, int64_t begin, int64_t end, int64_t num_rows) {
-  using Unsigned = std::make_unsigned_t<Row>;  // a negative row becomes a huge one
-  const Unsigned limit = static_cast<Unsigned>(num_rows);
-  Unsigned bits = 0;
-  Row outside = 0;  // of the width of a row: the loop is a vector's
-  for (int64_t i = begin; i < end; ++i) {
-    const Unsigned row = static_cast<Unsigned>(rows[i]);
-    bits |= row;
-    outside |= row >= limit;
-  }
-  return {bits, outside != 0};
+uint64_t row_bits(const Row* rows, int64_t begin, int64_t end) {
+  std::make_unsigned_t<Row> bits = 0;
+  for (int64_t i = begin; i < end; ++i) bits |= static_cast<std::make_unsigned_t<Row>>(rows[i]);
+  return bits;
 }
 
-template RowBounds row_bounds<int32_t>(const int32_t*, int64_t, int64_t, int64_t);
-template RowBounds row_bounds<int64_t>(const int64_t*, int64_t, int64_t, int64_t);
+template uint64_t row_bits<int32_t>(const int32_t*, int64_t, int64_t);
+template uint64_t row_bits<int64_t>(const int64_t*, int64_t, int64_t);
 
 template <typename Offset>
 void write_bag_of_occurrence(const Offset* offsets, int64_t first_bag, int64_t last_bag,
@@ -154,14 +151,23 @@ int64_t PlanBuilder::sort_as(const Row* rows, int64_t occurrences, int64_t row_e
   const int64_t buckets = (std::max<int64_t>(row_end - 1, 0) >> low_bits) + 1;
   const auto chunk_begin = [=](int64_t chunk) { return occurrences * chunk / chunks; };
 
-  // Count each chunk's buckets, give each (bucket, chunk) its place, move.
+  // Check rows and count each chunk's buckets, give each (bucket, chunk) its place, move.
   places_.resize(chunks * buckets);
+  std::vector<int> outside(chunks);
   run(chunks, [&](int64_t chunk) {
     int32_t* counts = places_.data() + chunk * buckets;
     std::fill(counts, counts + buckets, 0);
     const int64_t end = chunk_begin(chunk + 1);
-    for (int64_t i = chunk_begin(chunk); i < end; ++i) ++counts[rows[i] >> low_bits];
+    const uint64_t last = static_cast<uint64_t>(std::max<int64_t>(row_end, 1) - 1);
+    int any_outside = row_end < 1 && occurrences > 0;
+    for (int64_t i = chunk_begin(chunk); i < end; ++i) {
+      const uint64_t row = static_cast<std::make_unsigned_t<Row>>(rows[i]);
+      any_outside |= row > last;  // so is a negative one
+      ++counts[std::min(row, last) >> low_bits];
+    }
+    outside[chunk] = any_outside;
   });
+  if (std::count(outside.begin(), outside.end(), 0) < chunks) return -1;
   int32_t place = 0;
   for (int64_t bucket = 0; bucket < buckets; ++bucket) {
     for (int64_t chunk = 0; chunk < chunks; ++chunk) {

@@ -21,15 +21,9 @@ using RunTasks = std::function<void(int64_t count, const Task& task)>;
 // A RunTasks that does one after the other in the calling thread.
 void run_serially(int64_t count, const Task& task);
 
-// What the rows of a batch have in common.
-struct RowBounds {
-  uint64_t bits = 0;     // those that are set in some row
-  bool outside = false;  // whether some row is not in [0, num_rows)
-};
-
-// Returns the bounds of rows [begin, end).
+// Returns the bits that are set in some row of [begin, end).
 template <typename Row>
-RowBounds row_bounds(const Row* rows, int64_t begin, int64_t end, int64_t num_rows);
+uint64_t row_bits(const Row* rows, int64_t begin, int64_t end);
 
 // Writes the bag of every occurrence of bags [first_bag, last_bag).
 template <typename Offset>
@@ -48,8 +42,8 @@ void write_bag_of_occurrence(const Offset* offsets,  // [bags + 1]
 // threads that run them can be seen in it.
 class PlanBuilder {
  public:
-  // Sorts occurrences by row and returns T. Every row is in [0, row_end), row_end < 2^31,
-  // occurrences < 2^31.
+  // Sorts occurrences by row and returns T, or -1 where a row is outside [0, row_end). Row_end <=
+  // 2^31, occurrences < 2^31.
   template <typename Row>
   int64_t sort(const Row* rows, int64_t occurrences, int64_t row_end, int64_t chunks,
                int32_t* occurrence_by_row,  // [N]

@@ -13,7 +13,7 @@ namespace esmm_fast {
   template <typename T>                                                                        \
   void sum_block(const RowGradient<T>&, SegmentBlock, T*);                                     \
   template <typename T>                                                                        \
-  void row_gradients(const RowGradient<T>&, int64_t, int64_t, T*);                             \
+  void row_gradients(const RowGradient<T>&, int64_t, int64_t, T*, const int32_t*);             \
   template <typename T>                                                                        \
   double squared_norm(const RowGradient<T>&, int64_t, int64_t);                                \
   template <typename T>                                                                        \
@@ -37,8 +37,9 @@ void sum_block(const RowGradient<T>& gradient, SegmentBlock block, T* out) {
 }
 
 template <typename T>
-void row_gradients(const RowGradient<T>& gradient, int64_t begin, int64_t end, T* values) {
-  ESMM_DISPATCH_ISA(isa::row_gradients(gradient, begin, end, values))
+void row_gradients(const RowGradient<T>& gradient, int64_t begin, int64_t end, T* values,
+                   const int32_t* places) {
+  ESMM_DISPATCH_ISA(isa::row_gradients(gradient, begin, end, values, places))
 }
 
 template <typename T>
@@ -66,12 +67,15 @@ void gradient_by_occurrence(const T* grad, const int32_t* offsets, const T* weig
 
 int64_t narrow(const int64_t* values, int64_t begin, int64_t end, int64_t limit, int32_t* out) {
   const uint64_t bound = static_cast<uint64_t>(limit);
-  int bad = 0;
+  uint64_t high = 0;  // in halves, which every instruction set can compare
+  uint32_t bad = 0;
   for (int64_t n = begin; n < end; ++n) {
-    bad |= static_cast<uint64_t>(values[n]) >= bound;
-    out[n] = static_cast<int32_t>(values[n]);
+    const uint64_t value = static_cast<uint64_t>(values[n]);
+    high |= value >> 32;
+    bad |= static_cast<uint32_t>(value) >= static_cast<uint32_t>(bound);
+    out[n] = static_cast<int32_t>(value);
   }
-  if (!bad) return end;
+  if (high == 0 && !bad) return end;
   int64_t n = begin;
   while (static_cast<uint64_t>(values[n]) < bound) ++n;
   return n;
@@ -114,7 +118,7 @@ int64_t first_longer(const int32_t* bounds, int64_t begin, int64_t end, int32_t 
 #define ESMM_INSTANTIATE(T)                                                                       \
   template void pool_bags<T>(const Pooling<T>&, int64_t, int64_t);                                \
   template void sum_block<T>(const RowGradient<T>&, SegmentBlock, T*);                            \
-  template void row_gradients<T>(const RowGradient<T>&, int64_t, int64_t, T*);                    \
+  template void row_gradients<T>(const RowGradient<T>&, int64_t, int64_t, T*, const int32_t*);    \
   template double squared_norm<T>(const RowGradient<T>&, int64_t, int64_t);                       \
   template void occurrence_gradients<T>(const RowGradient<T>&, const T*, int64_t, const int32_t*, \
                                         int64_t, int64_t, T*);                                    \

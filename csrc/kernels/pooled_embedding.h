@@ -18,6 +18,7 @@ struct Pooling {
   const int32_t* offsets;  // [bags + 1]
   const T* weights;        // [N] or null (all 1)
   bool mean;
+  bool cached;  // the table stays in a second-level cache: nothing is prefetched
   int64_t common_bags;
   T* common;      // [common_bags, D]
   T* impression;  // [bags - common_bags, D]
@@ -63,9 +64,11 @@ void pool_bags(const Pooling<T>& pooling, int64_t begin, int64_t end);
 template <typename T>
 void sum_block(const RowGradient<T>& gradient, SegmentBlock block, T* out);
 
-// Writes values[t] [D] for the touched rows [begin, end). Ownership: a touched row has one caller.
+// Writes the touched rows [begin, end) to values[places[t]] [D], without places to values[t].
+// Ownership: a touched row has one caller.
 template <typename T>
-void row_gradients(const RowGradient<T>& gradient, int64_t begin, int64_t end, T* values);
+void row_gradients(const RowGradient<T>& gradient, int64_t begin, int64_t end, T* values,
+                   const int32_t* places = nullptr);
 
 // Returns the sum of the squares of the gradients of the touched rows [begin, end).
 template <typename T>

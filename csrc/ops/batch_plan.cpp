@@ -5,6 +5,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <functional>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -66,18 +68,20 @@ int64_t sort_rows(const Tensor& rows, int64_t num_rows, PlanBuilder& builder,
   const Row* data = rows.const_data_ptr<Row>();
   const int64_t occurrences = rows.numel(), threads = torch::stable::get_num_threads();
   const int64_t chunks = std::min(threads, (occurrences + kChunk - 1) / kChunk);
-  std::vector<RowBounds> bounds(chunks);
-  run_parallel(chunks, [&](int64_t chunk) {
-    bounds[chunk] = row_bounds(data, occurrences * chunk / chunks,
-                               occurrences * (chunk + 1) / chunks, num_rows);
-  });
-  uint64_t bits = 0;
-  for (const RowBounds& of_chunk : bounds) {
-    if (of_chunk.outside) fail_outside(data, occurrences, num_rows);
-    bits |= of_chunk.bits;
+  int64_t row_end = num_rows;
+  if (num_rows == INT32_MAX) {  // any row: the bits that some row has are enough
+    std::vector<uint64_t> bits(chunks);
+    run_parallel(chunks, [&](int64_t chunk) {
+      bits[chunk] =
+          row_bits(data, occurrences * chunk / chunks, occurrences * (chunk + 1) / chunks);
+    });
+    const uint64_t any = std::reduce(bits.begin(), bits.end(), uint64_t{0}, std::bit_or<>());
+    row_end = static_cast<int64_t>(std::min(any, static_cast<uint64_t>(INT32_MAX - 1)) + 1);
   }
-  return builder.sort(data, occurrences, static_cast<int64_t>(bits) + 1, chunks,
-                      occurrence_by_row.mutable_data_ptr<int32_t>(), run_parallel);
+  const int64_t touched = builder.sort(data, occurrences, row_end, chunks,
+                                       occurrence_by_row.mutable_data_ptr<int32_t>(), run_parallel);
+  if (touched < 0) fail_outside(data, occurrences, num_rows);
+  return touched;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> batch_plan_cpu(Tensor rows, Tensor offsets,

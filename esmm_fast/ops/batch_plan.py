@@ -68,14 +68,14 @@ def batch_plan(
                 f"weights: expected the shape of rows, {list(rows.shape)}, got "
                 f"{list(weights.shape)}"
             )
-    bag_of_occurrence, touched_rows, segment_ptr, occurrence_by_row = torch.ops.esmm_fast.batch_plan(
+    bags, touched_rows, segment_ptr, occurrence_by_row = torch.ops.esmm_fast.batch_plan(
         rows, offsets, _ANY_ROWS if num_rows is None else num_rows
     )
     return Plan(
         rows=rows.int(),
         offsets=offsets.int(),
         weights=weights,
-        bag_of_occurrence=bag_of_occurrence,
+        bag_of_occurrence=bags,
         touched_rows=touched_rows,
         segment_ptr=segment_ptr,
         occurrence_by_row=occurrence_by_row,
