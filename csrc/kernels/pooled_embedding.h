@@ -18,10 +18,10 @@ struct Pooling {
   const int32_t* offsets;  // [bags + 1]
   const T* weights;        // [N] or null (all 1)
   bool mean;
-  bool cached;  // the table stays in a second-level cache: nothing is prefetched
   int64_t common_bags;
-  T* common;      // [common_bags, D]
-  T* impression;  // [bags - common_bags, D]
+  T* common;            // [common_bags, D]
+  T* impression;        // [bags - common_bags, D]
+  bool cached = false;  // the table stays in a second-level cache: nothing is prefetched
 };
 
 // A part of one touched row's occurrences that is summed on its own.
