@@ -38,7 +38,7 @@ def comparison(
         f"EmbeddingBag, weighted sum, forward + {kind} gradient, R = {rows}, D = {dim}, "
         f"{bags} bags of {length}"
     )
-    return harness.compare(title, calls, rounds=rounds, threads=threads)
+    return harness.compare(title, calls, rounds=rounds, threads=threads, lead=3)
 
 
 def run(options: argparse.Namespace) -> Sequence[harness.Comparison]:
