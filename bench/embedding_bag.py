@@ -38,7 +38,7 @@ def comparison(
         f"EmbeddingBag, weighted sum, forward + {kind} gradient, R = {rows}, D = {dim}, "
         f"{bags} bags of {length}"
     )
-    return harness.compare(title, calls, rounds=rounds, threads=threads, lead=3)
+    return harness.compare(title, calls, rounds=rounds, threads=threads)
 
 
 def run(options: argparse.Namespace) -> Sequence[harness.Comparison]:
