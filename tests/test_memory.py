@@ -56,10 +56,10 @@ def test_lines_name_every_table_and_its_fields() -> None:
     found = memory.of_tables(build, SCHEMA)
     first, user, item = found.lines()
     assert first == (
-        "tables: 1,070 rows, 267.5 KiB with the optimizer's state, "
-        "418.0 KiB while a checkpoint is written"
+        "tables: 1,070 rows, 234.1 KiB with the optimizer's state, "
+        "384.5 KiB while a checkpoint is written"
     )
-    assert user.split() == ["user", "1,000", "rows", "250.0", "KiB"]
+    assert user.split() == ["user", "1,000", "rows", "218.8", "KiB"]
     assert item.endswith("(fields seen, item)")
 
 
@@ -69,7 +69,7 @@ def test_too_much_is_refused_by_name() -> None:
     found.check(found.peak)
     with pytest.raises(MemoryError) as error:
         found.check(found.peak - 1)
-    assert str(error.value).startswith("the tables need 418.0 KiB (1,070 rows, ")
+    assert str(error.value).startswith("the tables need 384.5 KiB (1,070 rows, ")
     assert "table 'user' is the largest with 1,000 rows: raise min_count" in str(error.value)
 
 
