@@ -9,11 +9,11 @@ STABLE_TORCH_LIBRARY(esmm_fast, m) {
       "product_loss(Tensor logits, Tensor labels, Tensor? impression_weights, int reduction)"
       " -> (Tensor loss, Tensor grad_logits)");
   // rows [N] and offsets [bags + 1], int32 or int64; every row below num_rows. Returns int32
-  // [N], [T], [T + 1], [N], [N].
+  // [N], [T], [T + 1], [N].
   m.def(
       "batch_plan(Tensor rows, Tensor offsets, int num_rows)"
       " -> (Tensor bag_of_occurrence, Tensor touched_rows, Tensor segment_ptr,"
-      " Tensor occurrence_by_row, Tensor touched_of_occurrence)");
+      " Tensor occurrence_by_row)");
   // The plan of some fields after that of others: see batches/plan_parts.h. Four numbers for each
   // field: part, first and end row of its table, shift. Returns int32 [N], [N], [bags + parts], [N],
   // [T], [T + parts], [N], and int64 sizes [2, parts]: occurrences and touched rows.
@@ -35,6 +35,11 @@ STABLE_TORCH_LIBRARY(esmm_fast, m) {
   m.def(
       "pooled_embedding_row_gradients(Tensor grad_common, Tensor grad_impression, Tensor? weights, "
       "Tensor bag_of_occurrence, Tensor segment_ptr, Tensor occurrence_by_row) -> Tensor");
+  // The same as [num_rows, D], zeros where nothing touches a row.
+  m.def(
+      "pooled_embedding_dense_gradient(Tensor grad_common, Tensor grad_impression, Tensor? weights, "
+      "Tensor bag_of_occurrence, Tensor touched_rows, Tensor segment_ptr, Tensor occurrence_by_row, "
+      "SymInt num_rows) -> Tensor");
   m.def(
       "pooled_embedding_squared_norm(Tensor grad_common, Tensor grad_impression, Tensor? weights, "
       "Tensor bag_of_occurrence, Tensor segment_ptr, Tensor occurrence_by_row) -> Tensor");

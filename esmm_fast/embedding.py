@@ -21,7 +21,7 @@ from .gradient_queue import GradientQueue
 from .plan import Plan
 from .schema import Schema
 
-_LINE = 64  # bytes of a cache line
+_HALF_LINE = 32  # bytes
 _HUGE_PAGE = 2 << 20  # bytes
 
 
@@ -385,23 +385,22 @@ def _table_key(seed: int, table: str) -> int:
 
 
 def _stride(elements: int, element_size: int, device: str = "cpu") -> int:
-    """Returns the elements from row to row: whole cache lines, for small rows a part of one.
+    """Returns the elements from row to row: half cache lines, or a part of one for small rows.
 
-    On CUDA whole sectors of 32 bytes; rows that fill no more than 2.5 of them (D = 18 with one
-    number of state) lie 16 bytes apart, which costs as many sectors and less memory.
+    Rows of whole half lines lie in as few lines as rows that begin with one. On CUDA whole sectors
+    of 32 bytes too; there rows that fill no more than 2.5 of them (D = 18 with one number of state)
+    lie 16 bytes apart, which costs as many sectors and less memory.
 
-    >>> _stride(54, 4), _stride(3, 4)
-    (64, 4)
+    >>> _stride(54, 4), _stride(19, 4), _stride(3, 4)
+    (56, 24, 4)
     >>> _stride(54, 4, "cuda"), _stride(19, 4, "cuda"), _stride(18, 4, "cuda")
     (56, 20, 20)
     """
     size = elements * element_size
-    if device == "cuda":
-        unit = 16 if size <= 80 else 32
-        return -(-size // unit) * unit // element_size
-    if size > _LINE // 2:
-        return -(-size // _LINE) * _LINE // element_size
-    return (1 << (size - 1).bit_length()) // element_size
+    if device != "cuda" and size <= _HALF_LINE:
+        return (1 << (size - 1).bit_length()) // element_size
+    unit = 16 if device == "cuda" and size <= 80 else _HALF_LINE
+    return -(-size // unit) * unit // element_size
 
 
 def _zeros(like: Tensor, width: int) -> Tensor:

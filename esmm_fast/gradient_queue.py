@@ -8,6 +8,7 @@ drops, repeats or reorders the call.
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -56,6 +57,19 @@ class KeptGradient:
         """Returns the sum of the squares of `row_gradients()`, in float64."""
         return float(self._by_row(torch.ops.esmm_fast.pooled_embedding_squared_norm))
 
+    def expect_finite(self) -> None:
+        """Raises where a number of the gradient or of the weights is not finite."""
+        for name in ("grad_common", "grad_impression", "weights"):
+            values = getattr(self, name)
+            if values is None or values.numel() == 0:
+                continue
+            if not math.isfinite(float(torch.linalg.vector_norm(values, math.inf))):
+                place = torch.isfinite(values).logical_not().nonzero()[0].tolist()
+                raise ValueError(
+                    f"{name}{place} = {float(values[tuple(place)])}: expected finite numbers; "
+                    "nothing was updated"
+                )
+
     def _by_row(self, op: Any) -> Tensor:
         bags = self.grad_common, self.grad_impression, self.weights, self.bag_of_occurrence
         return op(*bags, self.segment_ptr, self.occurrence_by_row)
@@ -95,7 +109,7 @@ def merged(entries: list[KeptGradient]) -> KeptGradient:
         [torch.repeat_interleave(e.touched_rows, e.segment_ptr.diff()) for e in entries]
     )
     one_bag = rows.new_tensor([0, len(rows)])
-    _, touched, segment_ptr, order, _ = torch.ops.esmm_fast.batch_plan(rows, one_bag, 2**31 - 1)
+    _, touched, segment_ptr, order = torch.ops.esmm_fast.batch_plan(rows, one_bag, 2**31 - 1)
     places = torch.cat(
         [e.occurrence_by_row + base for e, base in zip(entries, bases, strict=False)]
     )

@@ -40,7 +40,9 @@ class TableOptimizer(torch.optim.Optimizer):
         model: Tables, or any module that contains some: every EmbeddingTables inside it.
         lr: Learning rate.
         max_grad_norm: Largest norm of the tables' gradient over the touched rows, of all tables
-            together; None for any.
+            together; None for any. A norm that is not finite raises.
+        check_finite: Read the gradient and the weights once more before the update, and raise where
+            a number is not finite.
     """
 
     _step_supports_amp_scaling = True
@@ -125,6 +127,9 @@ class TableOptimizer(torch.optim.Optimizer):
         """Applies the gradient that waits to the touched rows; does nothing where none waits.
 
         Raises:
+            ValueError: ``grad_impression[3, 7] = nan: expected finite numbers`` (`check_finite`);
+                a norm that is not finite (`max_grad_norm`). Tables and state are as they were, and
+                what waits still waits.
             RuntimeError: In one of several processes of `torch.distributed`: the gradient that
                 waits is this process's alone, and the tables would drift apart.
         """
@@ -141,10 +146,18 @@ class TableOptimizer(torch.optim.Optimizer):
         found_inf = getattr(self, "found_inf", None)
         if found_inf is None or not float(found_inf) > 0:
             group, factor = self._groups[0], 1.0
+            if group["check_finite"]:
+                for _, gradient in waiting:
+                    gradient.expect_finite()
             if (scale := getattr(self, "grad_scale", None)) is not None:
                 factor = 1 / float(scale)
             if (largest := group["max_grad_norm"]) is not None and waiting:
                 norm = math.sqrt(sum(gradient.squared_norm() for _, gradient in waiting)) * factor
+                if not math.isfinite(norm):
+                    raise ValueError(
+                        f"the norm of the tables' gradient is {norm}: expected a finite one; "
+                        "nothing was updated"
+                    )
                 factor *= min(1.0, largest / (norm + 1e-6))
             for table, gradient in waiting:
                 state = self.state[table.weight]
@@ -218,9 +231,15 @@ class SGD(TableOptimizer):
     rule = "sgd"
 
     def __init__(
-        self, model: nn.Module, lr: float = 1e-3, *, max_grad_norm: float | None = None
+        self,
+        model: nn.Module,
+        lr: float = 1e-3,
+        *,
+        max_grad_norm: float | None = None,
+        check_finite: bool = False,
     ) -> None:
-        super().__init__(model, {"lr": lr, "max_grad_norm": max_grad_norm})
+        defaults = {"lr": lr, "max_grad_norm": max_grad_norm, "check_finite": check_finite}
+        super().__init__(model, defaults)
 
     def states(self, dim: int) -> dict[str, tuple[int, float]]:
         return {}
@@ -248,6 +267,7 @@ class Adagrad(TableOptimizer):
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
         max_grad_norm: float | None = None,
+        check_finite: bool = False,
     ) -> None:
         _check_at_least("lr_decay", lr_decay, 0)
         _check_at_least("initial_accumulator_value", initial_accumulator_value, 0)
@@ -261,6 +281,7 @@ class Adagrad(TableOptimizer):
                 "initial_accumulator_value": initial_accumulator_value,
                 "eps": eps,
                 "max_grad_norm": max_grad_norm,
+                "check_finite": check_finite,
             },
         )
 
@@ -297,7 +318,7 @@ class LazyAdam(TableOptimizer):
         lr: Learning rate.
         betas: Decay of the two averages, in [0, 1).
         eps: Added to the root, before the correction of the bias.
-        max_grad_norm: See TableOptimizer.
+        max_grad_norm, check_finite: See TableOptimizer.
 
     >>> from esmm_fast import EmbeddingTables, Field, Schema
     >>> tables = EmbeddingTables(Schema((Field("item", rows=3),)), dim=2, init_std=0)
@@ -316,11 +337,18 @@ class LazyAdam(TableOptimizer):
         eps: float = 1e-8,
         *,
         max_grad_norm: float | None = None,
+        check_finite: bool = False,
     ) -> None:
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas: expected two numbers in [0, 1), got {betas}")
         _check_at_least("eps", eps, 0)
-        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "max_grad_norm": max_grad_norm}
+        defaults = {
+            "lr": lr,
+            "betas": tuple(betas),
+            "eps": eps,
+            "max_grad_norm": max_grad_norm,
+            "check_finite": check_finite,
+        }
         super().__init__(model, defaults)
 
     def states(self, dim: int) -> dict[str, tuple[int, float]]:
@@ -350,9 +378,12 @@ class LazyAdamW(LazyAdam):
         weight_decay: float = 1e-2,
         *,
         max_grad_norm: float | None = None,
+        check_finite: bool = False,
     ) -> None:
         _check_at_least("weight_decay", weight_decay, 0)
-        super().__init__(model, lr, betas, eps, max_grad_norm=max_grad_norm)
+        super().__init__(
+            model, lr, betas, eps, max_grad_norm=max_grad_norm, check_finite=check_finite
+        )
         self.defaults["weight_decay"] = self._groups[0]["weight_decay"] = weight_decay
 
 

@@ -42,7 +42,6 @@ class Plan:
     touched_rows: Tensor  # [T] int32, ascending
     segment_ptr: Tensor  # [T + 1] int32, into occurrence_by_row
     occurrence_by_row: Tensor  # [N] int32, occurrences sorted by row, stable
-    touched_of_occurrence: Tensor | None = None  # [N] int32, into touched_rows: the row of each
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Plan:
         """Returns the plan on a device; tensors that are there already are not copied."""

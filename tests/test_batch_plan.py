@@ -36,7 +36,6 @@ def test_literal() -> None:
     assert plan.touched_rows.tolist() == [3, 5, 7]
     assert plan.segment_ptr.tolist() == [0, 1, 2, 4]
     assert plan.occurrence_by_row.tolist() == [1, 3, 0, 2]
-    assert plan.touched_of_occurrence.tolist() == [2, 0, 2, 1]
 
 
 @settings(max_examples=60, deadline=None)

@@ -224,8 +224,8 @@ def test_memory_is_counted_and_printed() -> None:
     assert tables.nbytes == 56 * 18 * 4
     assert repr(tables) == "EmbeddingTables(4 fields, 3 tables, 56 rows, dim=18, 3.938 KiB)"
     optimizer = LazyAdam(tables)
-    assert tables.nbytes == 56 * 256  # 3 x 18 floats in four lines of 64 bytes
-    assert repr(tables).endswith("14 KiB, fused)")
+    assert tables.nbytes == 56 * 224  # 3 x 18 floats in seven half lines of 32 bytes
+    assert repr(tables).endswith("12.25 KiB, fused)")
     del optimizer
 
 

@@ -67,7 +67,7 @@ def test_lines_name_every_table_and_its_fields() -> None:
         "memory: about 309.3 KiB: tables 267.5 KiB (1,070 rows with the optimizer's state), "
         "towers 8.8 KiB, a batch 33.0 KiB; 459.8 KiB while a checkpoint is written"
     )
-    assert user.split() == ["user", "1,000", "rows", "250.0", "KiB"]
+    assert user.split() == ["user", "1,000", "rows", "218.8", "KiB"]
     assert item.endswith("(fields seen, item)")
 
 

@@ -159,6 +159,31 @@ class TestPendingGradient:
         assert torch.equal(model.tables.table(), before)
         assert optimizer.state_dict()["state"][0]["step"] == 0
 
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"check_finite": True}, r"grad_common\[0, 3\] = (nan|inf): expected finite numbers"),
+            ({"max_grad_norm": 1.0}, r"the norm of the tables' gradient is (nan|inf): expected"),
+        ],
+    )
+    def test_a_gradient_that_is_not_finite_is_refused(
+        self, options: Any, message: str, bad: float
+    ) -> None:
+        model = TableModel()
+        optimizer = LazyAdam(model, **options)
+        common, impression = model.tables(make_batch(0))
+        grad = torch.ones_like(common)
+        grad[0, 3] = bad
+        torch.autograd.backward((common, impression), (grad, torch.ones_like(impression)))
+        before = model.tables.table().clone()
+        with pytest.raises(ValueError, match=message):
+            optimizer.step()
+        assert torch.equal(model.tables.table(), before)
+        assert optimizer.state_dict()["state"][0]["step"] == 0
+        optimizer.zero_grad()
+        optimizer.step()
+
     def test_a_module_moves_with_what_waits(self) -> None:
         moved, twin = TableModel(), TableModel()
         optimizers = [SGD(moved, lr=0.1), SGD(twin, lr=0.1)]

@@ -14,7 +14,7 @@ from esmm_fast.ops import FieldPart
 from esmm_fast.ops.plan_parts import _by_reference
 from esmm_fast.plan import Plan
 
-TENSORS = [f.name for f in fields(Plan) if f.name not in ("weights", "touched_of_occurrence")]
+TENSORS = [f.name for f in fields(Plan) if f.name != "weights"]
 
 
 def test_literal() -> None:

@@ -186,6 +186,8 @@ def test_opcheck() -> None:
     by_row = (*grads, weights, plan.bag_of_occurrence, plan.segment_ptr, plan.occurrence_by_row)
     opcheck(torch.ops.esmm_fast.pooled_embedding_row_gradients, by_row)
     opcheck(torch.ops.esmm_fast.pooled_embedding_squared_norm, by_row)
+    dense = (*grads, weights, *transposed, 9)
+    opcheck(torch.ops.esmm_fast.pooled_embedding_dense_gradient, dense)
     by_occurrence = (*grads, weight.detach(), plan.rows, plan.bag_of_occurrence)
     opcheck(torch.ops.esmm_fast.pooled_embedding_weights_gradient, by_occurrence)
 

@@ -153,7 +153,6 @@ class PyLoader {
     out["touched_rows"] = to_numpy(b.touched_rows);
     out["segment_ptr"] = to_numpy(b.segment_ptr);
     out["occurrence_by_row"] = to_numpy(b.occurrence_by_row);
-    out["touched_of_occurrence"] = to_numpy(b.touched_of_occurrence);
     out["common_of_impression"] = to_numpy(b.common_of_impression);
     out["labels"] = to_numpy(b.labels, {impressions, stages});
     out["sample_id"] = to_numpy(b.sample_id);

@@ -195,13 +195,13 @@ BatchArrays Assembler::assemble(const int64_t* rows, int64_t impressions) {
 
   batch.bag_of_occurrence.resize(n);
   write_bag_of_occurrence(offsets, 0, bags, batch.bag_of_occurrence.data());
-  const int64_t touched = plan_.sort(batch.rows.data(), n, source_.row_end, 1, run_serially);
+  batch.occurrence_by_row.resize(n);
+  const int64_t touched = plan_.sort(batch.rows.data(), n, source_.row_end, 1,
+                                     batch.occurrence_by_row.data(), run_serially);
+  if (touched < 0) throw std::logic_error("a vocabulary gave a row outside its table");
   batch.touched_rows.resize(touched);
   batch.segment_ptr.resize(touched + 1);
-  batch.occurrence_by_row.resize(n);
-  batch.touched_of_occurrence.resize(n);
-  plan_.write(batch.touched_rows.data(), batch.segment_ptr.data(), batch.occurrence_by_row.data(),
-              batch.touched_of_occurrence.data(), run_serially);
+  plan_.write(batch.touched_rows.data(), batch.segment_ptr.data(), run_serially);
   return batch;
 }
 

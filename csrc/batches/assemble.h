@@ -13,18 +13,17 @@ namespace esmm_fast {
 struct BatchArrays {
   int64_t common = 0;  // U
   bool weighted = false;
-  Buffer<int32_t> rows;                   // [N]
-  Buffer<int32_t> offsets;                // [U * Fc + B * Fs + 1]
-  Buffer<float> weights;                  // [N], empty where not `weighted`
-  Buffer<int32_t> bag_of_occurrence;      // [N]
-  Buffer<int32_t> touched_rows;           // [T]
-  Buffer<int32_t> segment_ptr;            // [T + 1]
-  Buffer<int32_t> occurrence_by_row;      // [N]
-  Buffer<int32_t> touched_of_occurrence;  // [N]
-  Buffer<int32_t> common_of_impression;   // [B]
-  Buffer<float> labels;                   // [B, K]
-  Buffer<int64_t> sample_id;              // [B]
-  std::vector<Buffer<uint8_t>> carried;   // per carried column: [B, its width]
+  Buffer<int32_t> rows;                  // [N]
+  Buffer<int32_t> offsets;               // [U * Fc + B * Fs + 1]
+  Buffer<float> weights;                 // [N], empty where not `weighted`
+  Buffer<int32_t> bag_of_occurrence;     // [N]
+  Buffer<int32_t> touched_rows;          // [T]
+  Buffer<int32_t> segment_ptr;           // [T + 1]
+  Buffer<int32_t> occurrence_by_row;     // [N]
+  Buffer<int32_t> common_of_impression;  // [B]
+  Buffer<float> labels;                  // [B, K]
+  Buffer<int64_t> sample_id;             // [B]
+  std::vector<Buffer<uint8_t>> carried;  // per carried column: [B, its width]
 };
 
 // Makes batches of one source in one thread; keeps its scratch memory between them.

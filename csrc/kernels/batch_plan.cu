@@ -91,14 +91,12 @@ __global__ void complete_facts(const Row* rows, const Offset* offsets, const int
 // numbers[i] counts the rows among sorted keys 0 .. i.
 __global__ void __launch_bounds__(kThreads)
     write_rows(const int32_t* __restrict__ sorted_keys, const int32_t* __restrict__ numbers,
-               const int32_t* __restrict__ occurrence_by_row, int64_t occurrences, int64_t touched,
-               int32_t* __restrict__ touched_rows, int32_t* __restrict__ segment_ptr,
-               int32_t* __restrict__ touched_of_occurrence) {
+               int64_t occurrences, int64_t touched, int32_t* __restrict__ touched_rows,
+               int32_t* __restrict__ segment_ptr) {
   const int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x;
   if (i == 0) segment_ptr[touched] = static_cast<int32_t>(occurrences);
   if (i >= occurrences) return;
   const int32_t t = numbers[i] - 1;
-  touched_of_occurrence[occurrence_by_row[i]] = t;
   if (i > 0 && numbers[i - 1] == numbers[i]) return;
   touched_rows[t] = sorted_keys[i];
   segment_ptr[t] = static_cast<int32_t>(i);
@@ -169,12 +167,10 @@ cudaError_t sort_plan(const PlanInput<Row, Offset>& input, const PlanScratch& sc
 }
 
 cudaError_t write_plan(int64_t occurrences, int64_t touched, const PlanScratch& scratch,
-                       const int32_t* occurrence_by_row, int32_t* touched_rows,
-                       int32_t* segment_ptr, int32_t* touched_of_occurrence, cudaStream_t stream) {
+                       int32_t* touched_rows, int32_t* segment_ptr, cudaStream_t stream) {
   auto* write = &write_rows;
   ESMM_LAUNCH(write, std::max<int64_t>(1, blocks_for(occurrences)), kThreads, 0, stream,
-              scratch.sorted_keys, scratch.places, occurrence_by_row, occurrences, touched,
-              touched_rows, segment_ptr, touched_of_occurrence);
+              scratch.sorted_keys, scratch.places, occurrences, touched, touched_rows, segment_ptr);
   return cudaGetLastError();
 }
 

@@ -42,9 +42,8 @@ template <typename Row, typename Offset>
 cudaError_t sort_plan(const PlanInput<Row, Offset>& input, const PlanScratch& scratch,
                       int32_t* occurrence_by_row, int32_t* bag_of_occurrence, cudaStream_t stream);
 
-// Writes touched_rows [T], segment_ptr [T + 1] and touched_of_occurrence [N].
+// Writes touched_rows [T] and segment_ptr [T + 1].
 cudaError_t write_plan(int64_t occurrences, int64_t touched, const PlanScratch& scratch,
-                       const int32_t* occurrence_by_row, int32_t* touched_rows,
-                       int32_t* segment_ptr, int32_t* touched_of_occurrence, cudaStream_t stream);
+                       int32_t* touched_rows, int32_t* segment_ptr, cudaStream_t stream);
 
 }  // namespace esmm_fast

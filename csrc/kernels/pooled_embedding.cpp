@@ -13,7 +13,7 @@ namespace esmm_fast {
   template <typename T>                                                                        \
   void sum_block(const RowGradient<T>&, SegmentBlock, T*);                                     \
   template <typename T>                                                                        \
-  void row_gradients(const RowGradient<T>&, int64_t, int64_t, T*);                             \
+  void row_gradients(const RowGradient<T>&, int64_t, int64_t, T*, const int32_t*);             \
   template <typename T>                                                                        \
   double squared_norm(const RowGradient<T>&, int64_t, int64_t);                                \
   template <typename T>                                                                        \
@@ -37,8 +37,9 @@ void sum_block(const RowGradient<T>& gradient, SegmentBlock block, T* out) {
 }
 
 template <typename T>
-void row_gradients(const RowGradient<T>& gradient, int64_t begin, int64_t end, T* values) {
-  ESMM_DISPATCH_ISA(isa::row_gradients(gradient, begin, end, values))
+void row_gradients(const RowGradient<T>& gradient, int64_t begin, int64_t end, T* values,
+                   const int32_t* places) {
+  ESMM_DISPATCH_ISA(isa::row_gradients(gradient, begin, end, values, places))
 }
 
 template <typename T>
@@ -66,51 +67,58 @@ void gradient_by_occurrence(const T* grad, const int32_t* offsets, const T* weig
 
 int64_t narrow(const int64_t* values, int64_t begin, int64_t end, int64_t limit, int32_t* out) {
   const uint64_t bound = static_cast<uint64_t>(limit);
-  int bad = 0;
+  uint64_t high = 0;  // in halves, which every instruction set can compare
+  uint32_t bad = 0;
   for (int64_t n = begin; n < end; ++n) {
-    bad |= static_cast<uint64_t>(values[n]) >= bound;
-    out[n] = static_cast<int32_t>(values[n]);
+    const uint64_t value = static_cast<uint64_t>(values[n]);
+    high |= value >> 32;
+    bad |= static_cast<uint32_t>(value) >= static_cast<uint32_t>(bound);
+    out[n] = static_cast<int32_t>(value);
   }
-  if (!bad) return end;
+  if (high == 0 && !bad) return end;
   int64_t n = begin;
   while (static_cast<uint64_t>(values[n]) < bound) ++n;
   return n;
 }
 
-// Both searches test blocks without a branch per element (the compiler vectorises them) and look
-// closer at a bad one.
-constexpr int64_t kSearchBlock = 1024;
-
-int64_t first_outside(const int32_t* values, int64_t begin, int64_t end, int64_t limit) {
-  const uint32_t bound = static_cast<uint32_t>(limit < INT32_MAX ? limit : INT32_MAX);
-  for (int64_t first = begin; first < end; first += kSearchBlock) {
-    const int64_t last = first + kSearchBlock < end ? first + kSearchBlock : end;
-    int bad = 0;
-    for (int64_t n = first; n < last; ++n) bad |= static_cast<uint32_t>(values[n]) >= bound;
-    if (!bad) continue;
-    for (int64_t n = first; n < last; ++n)
-      if (static_cast<uint32_t>(values[n]) >= bound) return n;
+// Returns the first i in [begin, end) where bad(i), or end. Tests blocks without a branch per
+// element (the compiler vectorises them) and looks closer at a bad one.
+template <typename Bad>
+int64_t first_bad(int64_t begin, int64_t end, const Bad& bad) {
+  constexpr int64_t kBlock = 1024;
+  for (int64_t first = begin; first < end; first += kBlock) {
+    const int64_t last = first + kBlock < end ? first + kBlock : end;
+    int any = 0;
+    for (int64_t i = first; i < last; ++i) any |= bad(i);
+    if (!any) continue;
+    for (int64_t i = first; i < last; ++i)
+      if (bad(i)) return i;
   }
   return end;
 }
 
-int64_t first_descent(const int32_t* values, int64_t begin, int64_t end, int64_t step) {
-  for (int64_t first = begin; first < end; first += kSearchBlock) {
-    const int64_t last = first + kSearchBlock < end ? first + kSearchBlock : end;
-    int bad = 0;
-    for (int64_t i = first; i < last; ++i)
-      bad |= static_cast<int64_t>(values[i + 1]) - values[i] < step;
-    if (!bad) continue;
-    for (int64_t i = first; i < last; ++i)
-      if (static_cast<int64_t>(values[i + 1]) - values[i] < step) return i;
-  }
-  return end;
+int64_t first_outside(const int32_t* values, int64_t begin, int64_t end, int64_t limit) {
+  const uint32_t bound = static_cast<uint32_t>(limit < INT32_MAX ? limit : INT32_MAX);
+  return first_bad(begin, end,
+                   [=](int64_t i) { return static_cast<uint32_t>(values[i]) >= bound; });
+}
+
+int64_t first_descent(const int32_t* values, int64_t begin, int64_t end) {
+  return first_bad(begin, end, [=](int64_t i) { return values[i + 1] < values[i]; });
+}
+
+int64_t first_not_above(const int32_t* values, int64_t begin, int64_t end) {
+  return first_bad(begin, end, [=](int64_t i) { return values[i + 1] <= values[i]; });
+}
+
+int64_t first_longer(const int32_t* bounds, int64_t begin, int64_t end, int32_t longest) {
+  return first_bad(begin, end, [=](int64_t i) { return bounds[i + 1] - bounds[i] > longest; });
 }
 
 #define ESMM_INSTANTIATE(T)                                                                       \
   template void pool_bags<T>(const Pooling<T>&, int64_t, int64_t);                                \
   template void sum_block<T>(const RowGradient<T>&, SegmentBlock, T*);                            \
-  template void row_gradients<T>(const RowGradient<T>&, int64_t, int64_t, T*);                    \
+  template void row_gradients<T>(const RowGradient<T>&, int64_t, int64_t, T*, const int32_t*);    \
   template double squared_norm<T>(const RowGradient<T>&, int64_t, int64_t);                       \
   template void occurrence_gradients<T>(const RowGradient<T>&, const T*, int64_t, const int32_t*, \
                                         int64_t, int64_t, T*);                                    \

@@ -19,8 +19,9 @@ struct Pooling {
   const T* weights;        // [N] or null (all 1)
   bool mean;
   int64_t common_bags;
-  T* common;      // [common_bags, D]
-  T* impression;  // [bags - common_bags, D]
+  T* common;            // [common_bags, D]
+  T* impression;        // [bags - common_bags, D]
+  bool cached = false;  // the table stays in a second-level cache: nothing is prefetched
 };
 
 // A part of one touched row's occurrences that is summed on its own.
@@ -63,9 +64,11 @@ void pool_bags(const Pooling<T>& pooling, int64_t begin, int64_t end);
 template <typename T>
 void sum_block(const RowGradient<T>& gradient, SegmentBlock block, T* out);
 
-// Writes values[t] [D] for the touched rows [begin, end). Ownership: a touched row has one caller.
+// Writes the touched rows [begin, end) to values[places[t]] [D], without places to values[t].
+// Ownership: a touched row has one caller.
 template <typename T>
-void row_gradients(const RowGradient<T>& gradient, int64_t begin, int64_t end, T* values);
+void row_gradients(const RowGradient<T>& gradient, int64_t begin, int64_t end, T* values,
+                   const int32_t* places = nullptr);
 
 // Returns the sum of the squares of the gradients of the touched rows [begin, end).
 template <typename T>
@@ -93,7 +96,12 @@ int64_t narrow(const int64_t* values, int64_t begin, int64_t end, int64_t limit,
 // Returns the first n in [begin, end) with values[n] outside [0, limit), or end.
 int64_t first_outside(const int32_t* values, int64_t begin, int64_t end, int64_t limit);
 
-// Returns the first i in [begin, end) with values[i + 1] - values[i] < step, or end.
-int64_t first_descent(const int32_t* values, int64_t begin, int64_t end, int64_t step);
+// Return the first i in [begin, end) with values[i + 1] < values[i], or <=, or end.
+int64_t first_descent(const int32_t* values, int64_t begin, int64_t end);
+int64_t first_not_above(const int32_t* values, int64_t begin, int64_t end);
+
+// Returns the first i in [begin, end) with bounds[i + 1] - bounds[i] > longest, or end. Bounds
+// ascend from 0.
+int64_t first_longer(const int32_t* bounds, int64_t begin, int64_t end, int32_t longest);
 
 }  // namespace esmm_fast

@@ -5,10 +5,14 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <functional>
+#include <numeric>
 #include <tuple>
+#include <vector>
 
 #include "batches/plan.h"
 #include "ops/arguments.h"
+#include "ops/chunks.h"
 
 namespace esmm_fast {
 namespace {
@@ -19,11 +23,7 @@ using torch::stable::Tensor;
 constexpr int64_t kChunk = 16384;       // occurrences per task: about 0.1 ms of work
 constexpr int64_t kBagsPerTask = 4096;  // bags whose occurrences one task labels
 
-void run_parallel(int64_t count, const Task& task) {
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) task(i);
-  });
-}
+void run_parallel(int64_t count, const Task& task) { for_chunks(count, task); }
 
 template <typename Offset>
 void check_offsets(const Offset* offsets, int64_t bags, int64_t occurrences) {
@@ -52,8 +52,7 @@ void label_bags(const Tensor& offsets, int64_t bags, int64_t occurrences,
 }
 
 template <typename Row>
-void check_rows(const Row* rows, int64_t occurrences, uint64_t largest, int64_t num_rows) {
-  if (occurrences == 0 || largest < static_cast<uint64_t>(num_rows)) return;
+[[noreturn]] void fail_outside(const Row* rows, int64_t occurrences, int64_t num_rows) {
   const auto outside = [num_rows](Row row) { return row < 0 || row >= num_rows; };
   const int64_t bad = std::find_if(rows, rows + occurrences, outside) - rows;
   if (num_rows == INT32_MAX)
@@ -64,18 +63,29 @@ void check_rows(const Row* rows, int64_t occurrences, uint64_t largest, int64_t 
 }
 
 template <typename Row>
-int64_t sort_rows(const Tensor& rows, int64_t num_rows, PlanBuilder& builder) {
+int64_t sort_rows(const Tensor& rows, int64_t num_rows, PlanBuilder& builder,
+                  Tensor& occurrence_by_row) {
   const Row* data = rows.const_data_ptr<Row>();
-  const int64_t occurrences = rows.numel();
-  const uint64_t largest = largest_row(data, occurrences);
-  check_rows(data, occurrences, largest, num_rows);
-  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t occurrences = rows.numel(), threads = torch::stable::get_num_threads();
   const int64_t chunks = std::min(threads, (occurrences + kChunk - 1) / kChunk);
-  return builder.sort(data, occurrences, static_cast<int64_t>(largest) + 1, chunks, run_parallel);
+  int64_t row_end = num_rows;
+  if (num_rows == INT32_MAX) {  // any row: the bits that some row has are enough
+    std::vector<uint64_t> bits(chunks);
+    run_parallel(chunks, [&](int64_t chunk) {
+      bits[chunk] =
+          row_bits(data, occurrences * chunk / chunks, occurrences * (chunk + 1) / chunks);
+    });
+    const uint64_t any = std::reduce(bits.begin(), bits.end(), uint64_t{0}, std::bit_or<>());
+    row_end = static_cast<int64_t>(std::min(any, static_cast<uint64_t>(INT32_MAX - 1)) + 1);
+  }
+  const int64_t touched = builder.sort(data, occurrences, row_end, chunks,
+                                       occurrence_by_row.mutable_data_ptr<int32_t>(), run_parallel);
+  if (touched < 0) fail_outside(data, occurrences, num_rows);
+  return touched;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_plan_cpu(Tensor rows, Tensor offsets,
-                                                                  int64_t num_rows) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_plan_cpu(Tensor rows, Tensor offsets,
+                                                          int64_t num_rows) {
   expect_index(rows, "rows");
   expect_index(offsets, "offsets");
   const int64_t occurrences = rows.numel(), bags = offsets.numel() - 1;
@@ -99,18 +109,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_plan_cpu(Tensor rows, T
     label_bags<int64_t>(offsets, bags, occurrences, bag_data);
   }
 
-  static thread_local PlanBuilder builder;  // keeps its scratch memory, 16 bytes per occurrence
+  Tensor occurrence_by_row = new_int32(occurrences);
+  static thread_local PlanBuilder builder;  // keeps its scratch memory: 16 bytes per occurrence
   const int64_t touched = rows.scalar_type() == ScalarType::Int
-                              ? sort_rows<int32_t>(rows, num_rows, builder)
-                              : sort_rows<int64_t>(rows, num_rows, builder);
+                              ? sort_rows<int32_t>(rows, num_rows, builder, occurrence_by_row)
+                              : sort_rows<int64_t>(rows, num_rows, builder, occurrence_by_row);
   Tensor touched_rows = new_int32(touched);
   Tensor segment_ptr = new_int32(touched + 1);
-  Tensor occurrence_by_row = new_int32(occurrences);
-  Tensor touched_of_occurrence = new_int32(occurrences);
   builder.write(touched_rows.mutable_data_ptr<int32_t>(), segment_ptr.mutable_data_ptr<int32_t>(),
-                occurrence_by_row.mutable_data_ptr<int32_t>(),
-                touched_of_occurrence.mutable_data_ptr<int32_t>(), run_parallel);
-  return {bag_of_occurrence, touched_rows, segment_ptr, occurrence_by_row, touched_of_occurrence};
+                run_parallel);
+  return {bag_of_occurrence, touched_rows, segment_ptr, occurrence_by_row};
 }
 
 }  // namespace

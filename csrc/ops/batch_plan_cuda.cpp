@@ -33,8 +33,8 @@ void raise_facts(const PlanFacts& facts, int64_t bags, int64_t occurrences, int6
                           " is outside the table of ", num_rows, " rows");
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_plan_on_device(Tensor rows, Tensor offsets,
-                                                                        int64_t num_rows) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> batch_plan_on_device(Tensor rows, Tensor offsets,
+                                                                int64_t num_rows) {
   expect_index(rows, "rows");
   expect_index(offsets, "offsets");
   expect_on_device_of(offsets, rows, "offsets");
@@ -88,12 +88,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_plan_on_device(Tensor r
   raise_facts(found, bags, occurrences, num_rows);
 
   Tensor touched_rows = new_int32(found.touched), segment_ptr = new_int32(found.touched + 1);
-  Tensor touched_of_occurrence = new_int32(occurrences);
-  call.launched(
-      write_plan(occurrences, found.touched, scratch, occurrence_by_row.const_data_ptr<int32_t>(),
-                 touched_rows.mutable_data_ptr<int32_t>(), segment_ptr.mutable_data_ptr<int32_t>(),
-                 touched_of_occurrence.mutable_data_ptr<int32_t>(), call.stream()));
-  return {bag_of_occurrence, touched_rows, segment_ptr, occurrence_by_row, touched_of_occurrence};
+  call.launched(write_plan(occurrences, found.touched, scratch,
+                           touched_rows.mutable_data_ptr<int32_t>(),
+                           segment_ptr.mutable_data_ptr<int32_t>(), call.stream()));
+  return {bag_of_occurrence, touched_rows, segment_ptr, occurrence_by_row};
 }
 
 }  // namespace

@@ -47,11 +47,7 @@ void embedding_update_cpu(Tensor table, Tensor grad_common, Tensor grad_impressi
   expect_vector(segment_ptr, ScalarType::Int, -1, "segment_ptr");
   expect_vector(touched_rows, ScalarType::Int, segment_ptr.size(0) - 1, "touched_rows");
   expect_inside(touched_rows, table.size(0), "touched_rows", "the table", "rows");
-  const int32_t* touched = touched_rows.const_data_ptr<int32_t>();
-  const int64_t last = touched_rows.size(0) - 1, bad = first_descent(touched, 0, last, 1);
-  if (bad < last)
-    fail<std::invalid_argument>("touched_rows[", bad + 1, "] = ", touched[bad + 1],
-                                ": expected more than touched_rows[", bad, "] = ", touched[bad]);
+  expect_distinct(touched_rows, "touched_rows");
   const double step[kStepNumbers] = {grad_factor, step_size, beta1, beta2, eps, decay};
   if (table.scalar_type() == ScalarType::Double)
     update<double>(table, update_rule, gradients, touched_rows, segment_ptr, occurrence_by_row,

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 #include <tuple>
 #include <vector>
@@ -24,6 +25,8 @@ using torch::stable::Tensor;
 constexpr int64_t kOccurrencesPerTask =
     2048;  // of the gradient of weights: about 50 us of work at D = 18
 
+constexpr int64_t kCachedTable = 512 << 10;  // bytes
+
 template <typename T>
 void pool(const Tensor& weight, const Tensor& rows, const Tensor& offsets,
           const std::optional<Tensor>& weights, bool mean, Tensor& common, Tensor& impression) {
@@ -35,6 +38,7 @@ void pool(const Tensor& weight, const Tensor& rows, const Tensor& offsets,
   p.offsets = offsets.const_data_ptr<int32_t>();
   p.weights = weights ? weights->const_data_ptr<T>() : nullptr;
   p.mean = mean;
+  p.cached = weight.size(0) * p.stride * static_cast<int64_t>(sizeof(T)) <= kCachedTable;
   p.common_bags = common.size(0);
   p.common = common.mutable_data_ptr<T>();
   p.impression = impression.mutable_data_ptr<T>();
@@ -58,7 +62,7 @@ std::tuple<Tensor, Tensor> pooled_embedding_cpu(Tensor weight, Tensor rows, Tens
   rows = as_int32_inside(rows, weight.size(0), "rows", "the table", "rows");
   offsets = as_int32_inside(offsets, rows.size(0) + 1, "offsets", "the list", "occurrences");
   if (weights) expect_vector(*weights, weight.scalar_type(), rows.size(0), "weights");
-  expect_bounds(offsets, rows.size(0), 0, "offsets", "occurrences");
+  expect_bounds(offsets, rows.size(0), "offsets", "occurrences");
   const int64_t bags = offsets.size(0) - 1;
   expect(common_bags >= 0 && common_bags <= bags, "common_bags: expected 0 to ", bags,
          ", the number of bags, got ", common_bags);
@@ -91,6 +95,59 @@ Tensor row_gradients_cpu(Tensor grad_common, Tensor grad_impression, std::option
   return grad_common.scalar_type() == ScalarType::Double
              ? write_row_gradients<double>(gradients, segment_ptr, occurrence_by_row)
              : write_row_gradients<float>(gradients, segment_ptr, occurrence_by_row);
+}
+
+constexpr int64_t kRowsPerTask = 4096;  // of zeros
+
+// Where many rows are touched, each chunk writes its touched rows and the zeros in front of them,
+// so that all is written once; where few are, the zeros come first.
+template <typename T>
+Tensor write_dense_gradient(const BagGradients& gradients, const Tensor& touched_rows,
+                            const Tensor& segment_ptr, const Tensor& occurrence_by_row,
+                            int64_t num_rows) {
+  const Transpose<T> transpose(gradients, segment_ptr, occurrence_by_row);
+  const int64_t dim = gradients.dim(), touched = transpose.touched();
+  const int32_t* rows = touched_rows.const_data_ptr<int32_t>();
+  const bool few = touched < num_rows / 16;
+  Tensor dense = few ? torch::stable::new_zeros(gradients.grad_common, {num_rows, dim})
+                     : torch::stable::new_empty(gradients.grad_common, {num_rows, dim});
+  T* out = dense.mutable_data_ptr<T>();
+  if (few) {
+    transpose.for_rows([&](int64_t, int64_t begin, int64_t end) {
+      row_gradients(transpose.view(), begin, end, out, rows);
+    });
+    return dense;
+  }
+  const auto clear = [=](int64_t begin, int64_t end) {
+    std::memset(out + begin * dim, 0, (end - begin) * dim * sizeof(T));
+  };
+  const int64_t rest = touched == 0 ? 0 : rows[touched - 1] + 1;
+  for_chunks((num_rows - rest + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t chunk) {
+    const int64_t begin = rest + chunk * kRowsPerTask;
+    clear(begin, std::min(begin + kRowsPerTask, num_rows));
+  });
+  transpose.for_rows([&](int64_t, int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) clear(t == 0 ? 0 : rows[t - 1] + 1, rows[t]);
+    row_gradients(transpose.view(), begin, end, out, rows);
+  });
+  return dense;
+}
+
+Tensor dense_gradient_cpu(Tensor grad_common, Tensor grad_impression, std::optional<Tensor> weights,
+                          Tensor bag_of_occurrence, Tensor touched_rows, Tensor segment_ptr,
+                          Tensor occurrence_by_row, int64_t num_rows) {
+  const BagGradients gradients{grad_common, grad_impression, weights, bag_of_occurrence};
+  gradients.check();
+  expect_vector(segment_ptr, ScalarType::Int, -1, "segment_ptr");
+  expect_vector(touched_rows, ScalarType::Int, segment_ptr.size(0) - 1, "touched_rows");
+  expect(num_rows >= 0, "num_rows: expected at least 0, got ", num_rows);
+  expect_inside(touched_rows, num_rows, "touched_rows", "the table", "rows");
+  expect_distinct(touched_rows, "touched_rows");
+  return grad_common.scalar_type() == ScalarType::Double
+             ? write_dense_gradient<double>(gradients, touched_rows, segment_ptr, occurrence_by_row,
+                                            num_rows)
+             : write_dense_gradient<float>(gradients, touched_rows, segment_ptr, occurrence_by_row,
+                                           num_rows);
 }
 
 // The chunks' sums are added in order, so the result does not depend on the number of threads.
@@ -170,7 +227,7 @@ Tensor by_occurrence_cpu(Tensor grad, Tensor offsets, std::optional<Tensor> weig
   offsets = as_int32_inside(offsets, occurrences + 1, "offsets", "the list", "occurrences");
   expect(offsets.size(0) == grad.size(0) + 1, "offsets: expected shape [", grad.size(0) + 1,
          "], got ", shape_of(offsets));
-  expect_bounds(offsets, occurrences, 0, "offsets", "occurrences");
+  expect_bounds(offsets, occurrences, "offsets", "occurrences");
   if (weights) expect_vector(*weights, grad.scalar_type(), occurrences, "weights");
   Tensor out = torch::stable::new_empty(grad, {occurrences, grad.size(1)});
   if (grad.scalar_type() == ScalarType::Double)
@@ -186,6 +243,7 @@ Tensor by_occurrence_cpu(Tensor grad, Tensor offsets, std::optional<Tensor> weig
 STABLE_TORCH_LIBRARY_IMPL(esmm_fast, CPU, m) {
   m.impl("pooled_embedding", TORCH_BOX(&esmm_fast::pooled_embedding_cpu));
   m.impl("pooled_embedding_row_gradients", TORCH_BOX(&esmm_fast::row_gradients_cpu));
+  m.impl("pooled_embedding_dense_gradient", TORCH_BOX(&esmm_fast::dense_gradient_cpu));
   m.impl("pooled_embedding_squared_norm", TORCH_BOX(&esmm_fast::squared_norm_cpu));
   m.impl("pooled_embedding_by_occurrence", TORCH_BOX(&esmm_fast::by_occurrence_cpu));
   m.impl("pooled_embedding_weights_gradient", TORCH_BOX(&esmm_fast::occurrence_gradients_cpu));

@@ -56,18 +56,28 @@ Tensor as_int32_inside(const Tensor& values, int64_t limit, const char* name, co
   return narrowed;
 }
 
-void expect_bounds(const Tensor& bounds, int64_t last, int64_t step, const char* name,
-                   const char* what) {
+void expect_bounds(const Tensor& bounds, int64_t last, const char* name, const char* what) {
   const int64_t count = bounds.size(0) - 1;
   expect(count >= 0, name, ": expected at least one element, got none");
   const int32_t* data = bounds.const_data_ptr<int32_t>();
   expect(data[0] == 0, name, "[0]: expected 0, got ", data[0]);
-  const int64_t i = first_descent(data, 0, count, step);
+  const int64_t i = first_found(
+      count, [=](int64_t begin, int64_t end) { return first_descent(data, begin, end); });
   if (i < count)
     fail<std::invalid_argument>(name, "[", i + 1, "] = ", data[i + 1], ": expected at least ",
-                                data[i] + step, ", as ", name, "[", i, "] = ", data[i]);
+                                data[i], ", as ", name, "[", i, "] = ", data[i]);
   expect(data[count] == last, name, "[", count, "] = ", data[count], ": expected the number of ",
          what, ", ", last);
+}
+
+void expect_distinct(const Tensor& values, const char* name) {
+  const int64_t last = std::max<int64_t>(values.size(0) - 1, 0);
+  const int32_t* data = values.const_data_ptr<int32_t>();
+  const int64_t i = first_found(
+      last, [=](int64_t begin, int64_t end) { return first_not_above(data, begin, end); });
+  if (i < last)
+    fail<std::invalid_argument>(name, "[", i + 1, "] = ", data[i + 1], ": expected more than ",
+                                name, "[", i, "] = ", data[i]);
 }
 
 void BagGradients::check() const {
@@ -85,7 +95,7 @@ Transpose<T>::Transpose(const BagGradients& gradients, const Tensor& segment_ptr
     : view_(as_row_gradient<T>(gradients)) {
   expect_vector(segment_ptr, ScalarType::Int, -1, "segment_ptr");
   expect_vector(occurrence_by_row, ScalarType::Int, gradients.occurrences(), "occurrence_by_row");
-  expect_bounds(segment_ptr, gradients.occurrences(), 0, "segment_ptr", "occurrences");
+  expect_bounds(segment_ptr, gradients.occurrences(), "segment_ptr", "occurrences");
   expect_inside(occurrence_by_row, gradients.occurrences(), "occurrence_by_row", "the batch",
                 "occurrences");
   touched_ = segment_ptr.size(0) - 1;
@@ -93,9 +103,11 @@ Transpose<T>::Transpose(const BagGradients& gradients, const Tensor& segment_ptr
   view_.occurrence_by_row = occurrence_by_row.const_data_ptr<int32_t>();
 
   std::vector<SegmentBlock> blocks;
-  for (int64_t t = 0; t < touched_; ++t) {
+  const auto long_from = [&](int64_t t) {
+    return first_longer(view_.segment_ptr, t, touched_, kBlockOccurrences);
+  };
+  for (int64_t t = long_from(0); t < touched_; t = long_from(t + 1)) {
     const int64_t begin = view_.segment_ptr[t], end = view_.segment_ptr[t + 1];
-    if (end - begin <= kBlockOccurrences) continue;
     const int64_t first_block = static_cast<int64_t>(blocks.size());
     for (int64_t at = begin; at < end; at += kBlockOccurrences)
       blocks.push_back({at, std::min(at + kBlockOccurrences, end)});

@@ -39,9 +39,12 @@ void expect_inside(const torch::stable::Tensor& values, int64_t limit, const cha
 torch::stable::Tensor as_int32_inside(const torch::stable::Tensor& values, int64_t limit,
                                       const char* name, const char* what, const char* unit);
 
-// Throws unless bounds [count + 1] ascends by at least `step` from 0 to `last`.
-void expect_bounds(const torch::stable::Tensor& bounds, int64_t last, int64_t step,
-                   const char* name, const char* what);
+// Throws unless bounds [count + 1] ascends from 0 to `last`; equal neighbours are no descent.
+void expect_bounds(const torch::stable::Tensor& bounds, int64_t last, const char* name,
+                   const char* what);
+
+// Throws where a value is not above the one before.
+void expect_distinct(const torch::stable::Tensor& values, const char* name);
 
 constexpr int64_t kRowCost = 4;       // the cost of a row or bag itself, in occurrences
 constexpr int64_t kChunkCost = 4096;  // about 100 us of work at D = 18

@@ -26,7 +26,6 @@ _PLAN = (
     "touched_rows",
     "segment_ptr",
     "occurrence_by_row",
-    "touched_of_occurrence",
 )
 
 

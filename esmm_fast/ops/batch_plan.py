@@ -18,7 +18,7 @@ def _(rows: Tensor, offsets: Tensor, num_rows: int) -> Any:
     def new(size: Any) -> Tensor:
         return rows.new_empty(size, dtype=torch.int32)
 
-    return new(occurrences), new(touched), new(touched + 1), new(occurrences), new(occurrences)
+    return new(occurrences), new(touched), new(touched + 1), new(occurrences)
 
 
 def batch_plan(
@@ -59,8 +59,6 @@ def batch_plan(
     [0, 0, 2]
     >>> plan.touched_rows.tolist(), plan.segment_ptr.tolist(), plan.occurrence_by_row.tolist()
     ([3, 7], [0, 1, 3], [1, 0, 2])
-    >>> plan.touched_of_occurrence.tolist()
-    [1, 0, 1]
     """
     if weights is not None:
         if weights.dtype != torch.float32:
@@ -70,16 +68,15 @@ def batch_plan(
                 f"weights: expected the shape of rows, {list(rows.shape)}, got "
                 f"{list(weights.shape)}"
             )
-    bag_of_occurrence, touched_rows, segment_ptr, occurrence_by_row, touched_of_occurrence = (
-        torch.ops.esmm_fast.batch_plan(rows, offsets, _ANY_ROWS if num_rows is None else num_rows)
+    bags, touched_rows, segment_ptr, occurrence_by_row = torch.ops.esmm_fast.batch_plan(
+        rows, offsets, _ANY_ROWS if num_rows is None else num_rows
     )
     return Plan(
         rows=rows.int(),
         offsets=offsets.int(),
         weights=weights,
-        bag_of_occurrence=bag_of_occurrence,
+        bag_of_occurrence=bags,
         touched_rows=touched_rows,
         segment_ptr=segment_ptr,
         occurrence_by_row=occurrence_by_row,
-        touched_of_occurrence=touched_of_occurrence,
     )

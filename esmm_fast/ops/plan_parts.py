@@ -84,7 +84,7 @@ def plan_parts(
     """Returns a plan for each part: the bags of its fields, rows and occurrences numbered from 0.
 
     Occurrences, bags and touched rows keep their order, so that sums over a part have the bits of
-    the same sums over the whole. The parts have no `touched_of_occurrence`. On CUDA the reference
+    the same sums over the whole. On CUDA the reference
     does the work, by torch's own sorts.
 
     Args:

@@ -44,6 +44,38 @@ def _(
     return grad_common.new_empty(segment_ptr.shape[0] - 1, grad_common.shape[1])
 
 
+@torch.library.register_fake("esmm_fast::pooled_embedding_dense_gradient")
+def _(
+    grad_common: Tensor,
+    grad_impression: Tensor,
+    weights: Tensor | None,
+    bag_of_occurrence: Tensor,
+    touched_rows: Tensor,
+    segment_ptr: Tensor,
+    occurrence_by_row: Tensor,
+    num_rows: int,
+) -> Tensor:
+    return grad_common.new_empty(num_rows, grad_common.shape[1])
+
+
+@torch.library.impl("esmm_fast::pooled_embedding_dense_gradient", "CUDA")
+def _dense_gradient_on_device(
+    grad_common: Tensor,
+    grad_impression: Tensor,
+    weights: Tensor | None,
+    bag_of_occurrence: Tensor,
+    touched_rows: Tensor,
+    segment_ptr: Tensor,
+    occurrence_by_row: Tensor,
+    num_rows: int,
+) -> Tensor:
+    values = _ops.pooled_embedding_row_gradients(
+        grad_common, grad_impression, weights, bag_of_occurrence, segment_ptr, occurrence_by_row
+    )
+    zeros = values.new_zeros(num_rows, values.shape[1])
+    return zeros.index_copy_(0, touched_rows.long(), values)
+
+
 @torch.library.register_fake("esmm_fast::pooled_embedding_squared_norm")
 def _(grad_common: Tensor, *args: Any) -> Tensor:
     return grad_common.new_empty((), dtype=torch.float64)
@@ -116,8 +148,8 @@ def _backward(ctx: Any, grad_common: Tensor, grad_impression: Tensor) -> tuple[T
         )
     elif ctx.needs_input_grad[0]:
         grads = grad_common.contiguous(), grad_impression.contiguous()
-        values = _ops.pooled_embedding_row_gradients(*grads, weights, bags, segments, by_row)
         if ctx.sparse:
+            values = _ops.pooled_embedding_row_gradients(*grads, weights, bags, segments, by_row)
             grad_weight = torch.sparse_coo_tensor(
                 touched.long().unsqueeze(0),
                 values,
@@ -126,7 +158,9 @@ def _backward(ctx: Any, grad_common: Tensor, grad_impression: Tensor) -> tuple[T
                 check_invariants=False,
             )
         else:
-            grad_weight = values.new_zeros(ctx.shape).index_copy(0, touched.long(), values)
+            grad_weight = _ops.pooled_embedding_dense_gradient(
+                *grads, weights, bags, touched, segments, by_row, ctx.shape[0]
+            )
     return grad_weight, None, None, grad_weights, *([None] * 8)
 
 
@@ -137,7 +171,7 @@ def _no_second_derivative(ctx: Any, *grads: Any) -> Any:
     raise NotImplementedError("pooled_embedding: second derivatives are not implemented")
 
 
-for _gradient in ("row_gradients", "weights_gradient", "by_occurrence"):
+for _gradient in ("row_gradients", "dense_gradient", "weights_gradient", "by_occurrence"):
     torch.library.register_autograd(
         f"esmm_fast::pooled_embedding_{_gradient}", _no_second_derivative
     )
@@ -241,13 +275,11 @@ class _EmbeddingBag(torch.autograd.Function):
                 rows.unsqueeze(0).long(), values, ctx.shape, check_invariants=False
             )
         if (ctx.needs_input_grad[0] and not ctx.sparse) or ctx.needs_input_grad[3]:
-            bags, touched, segments, by_row, _ = _ops.batch_plan(rows, offsets, ctx.shape[0])
+            bags, touched, segments, by_row = _ops.batch_plan(rows, offsets, ctx.shape[0])
             if ctx.needs_input_grad[0] and not ctx.sparse:
-                values = _ops.pooled_embedding_row_gradients(
-                    grad[:0], grad, weights, bags, segments, by_row
+                grad_weight = _ops.pooled_embedding_dense_gradient(
+                    grad[:0], grad, weights, bags, touched, segments, by_row, ctx.shape[0]
                 )
-                dense = values.new_zeros(ctx.shape)
-                grad_weight = dense.index_copy_(0, touched.long(), values)
             if ctx.needs_input_grad[3]:
                 grad_weights = _ops.pooled_embedding_weights_gradient(
                     grad[:0], grad, weight, rows.int(), bags

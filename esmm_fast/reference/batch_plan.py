@@ -14,11 +14,7 @@ def batch_plan(rows: Tensor, offsets: Tensor, weights: Tensor | None = None) -> 
     ([3, 7], [0, 1, 3], [1, 0, 2])
     """
     sorted_rows, order = torch.sort(rows, stable=True)
-    touched, inverse, counts = torch.unique_consecutive(
-        sorted_rows, return_inverse=True, return_counts=True
-    )
-    touched_of_occurrence = torch.empty_like(inverse)
-    touched_of_occurrence[order] = inverse
+    touched, counts = torch.unique_consecutive(sorted_rows, return_counts=True)
     bags = torch.arange(offsets.numel() - 1, device=rows.device)
     return Plan(
         rows=rows.int(),
@@ -28,5 +24,4 @@ def batch_plan(rows: Tensor, offsets: Tensor, weights: Tensor | None = None) -> 
         touched_rows=touched.int(),
         segment_ptr=torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int(),
         occurrence_by_row=order.int(),
-        touched_of_occurrence=touched_of_occurrence.int(),
     )

@@ -142,9 +142,8 @@ extern "C" void init_float(float* weight, const int64_t* ids, int64_t rows, int6
 }
 
 // tensors: rows int64, offsets int32, then bag_of_occurrence, occurrence_by_row, touched_rows,
-// segment_ptr, touched_of_occurrence with room for N, N, N, N + 1 and N. sizes: N, bags, num_rows.
-// Returns the number of touched rows, or -1 - place of the first bad row, or -2^40 - place of the
-// first bad offset.
+// segment_ptr with room for N, N, N and N + 1. sizes: N, bags, num_rows. Returns the number of
+// touched rows, or -1 - place of the first bad row, or -2^40 - place of the first bad offset.
 extern "C" int64_t plan(void* const* tensors, const int64_t* sizes) {
   const int64_t count = sizes[0];
   std::vector<int32_t> buffers(3 * count + 1, -1);
@@ -162,7 +161,7 @@ extern "C" int64_t plan(void* const* tensors, const int64_t* sizes) {
   if (facts.first_bad_offset != ~0ull)
     return -(int64_t{1} << 40) - static_cast<int64_t>(facts.first_bad_offset);
   if (facts.first_bad_row != ~0ull) return -1 - static_cast<int64_t>(facts.first_bad_row);
-  esmm_fast::write_plan(count, facts.touched, scratch, at(3), at(4), at(5), at(6), nullptr);
+  esmm_fast::write_plan(count, facts.touched, scratch, at(4), at(5), nullptr);
   return facts.touched;
 }
 
