@@ -67,5 +67,15 @@ STABLE_TORCH_LIBRARY(esmm_fast, m) {
   m.def(
       "biased_relu_gradient(Tensor(a!) grad, Tensor out, Tensor? group, SymInt num_groups)"
       " -> Tensor");
+  // Towers in bfloat16 on matrix tiles: parameters are weight and bias of every layer, of which
+  // tower k has layers[k]. Returns logits [B, K] and what the backward pass reads; there, the
+  // gradients of impression ([0, in] if not wanted), once, and the parameters but the first biases.
+  m.def(
+      "tile_towers(Tensor impression, Tensor once, Tensor? group, Tensor[] parameters, "
+      "int[] layers) -> (Tensor logits, Tensor saved)");
+  m.def(
+      "tile_towers_gradient(Tensor grad_logits, Tensor saved, Tensor? group, SymInt num_groups, "
+      "SymInt in_impression, Tensor[] parameters, int[] layers, bool wants_impression)"
+      " -> (Tensor grad_impression, Tensor grad_once, Tensor[] grad_parameters)");
 }
 // clang-format on

@@ -73,7 +73,71 @@ def pass_towers(
     flat = [x for tower in layers for layer in tower for x in layer]
     counts = [len(tower) for tower in layers]
     which = common_of_impression.to(torch.int32)
+    if dtype == torch.bfloat16 and ops.has_tiles():
+        return _TilePass.apply(common, impression, which, counts, *flat)
     return _Pass.apply(common, impression, which, dtype, counts, *flat)
+
+
+class _TilePass(torch.autograd.Function):
+    """The pass in bfloat16 where `ops.tile_towers` runs; common rows by products of torch."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        common: Tensor,
+        impression: Tensor,
+        which: Tensor,
+        counts: list[int],
+        *parameters: Tensor,
+    ) -> Tensor:
+        firsts = [layers[0] for layers in _layers(parameters, counts)]
+        split = common.shape[1]
+        once, group = torch.cat([bias for _, bias in firsts]).unsqueeze(0), None
+        with torch.autocast("cpu", enabled=False):
+            if split:
+                weight = torch.cat([weight[:, :split] for weight, _ in firsts]).bfloat16()
+                own = torch.mm(common.bfloat16(), weight.t()).float()
+                once, group = own.add_(once), which  # [U, H of all]
+        logits, saved = ops.tile_towers(impression.contiguous(), once, group, parameters, counts)
+        ctx.save_for_backward(common, which, saved, *parameters)
+        ctx.counts, ctx.in_impression = counts, impression.shape[1]
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, grad_logits: Tensor) -> Any:
+        _refuse_second_derivative()
+        common, which, saved, *parameters = ctx.saved_tensors
+        split, wants = common.shape[1], ctx.needs_input_grad
+        grad_impression, grad_once, grads = ops.tile_towers_gradient(
+            grad_logits.contiguous(),
+            saved,
+            which if split else None,
+            len(common) if split else 1,
+            ctx.in_impression,
+            parameters,
+            ctx.counts,
+            wants[1],
+        )
+        firsts = [layers[0][0] for layers in _layers(parameters, ctx.counts)]
+        sizes = [len(weight) for weight in firsts]
+        of_common, once = [], grad_once.bfloat16()
+        with torch.autocast("cpu", enabled=False):
+            if split:
+                of_common = list(torch.mm(once.t(), common.bfloat16()).split(sizes))
+            grad_common = None
+            if split and wants[0]:
+                weight = torch.cat([weight[:, :split] for weight in firsts]).bfloat16()
+                grad_common = torch.mm(once, weight).float()
+        flat: list[Tensor] = []
+        for k, (count, bias) in enumerate(
+            zip(ctx.counts, grad_once.sum(0).split(sizes), strict=True)
+        ):
+            (first, *others), grads = grads[: 2 * count - 1], grads[2 * count - 1 :]
+            if split:
+                first[:, :split] = of_common[k]
+            flat += [first, bias, *others]
+        found = [x if w else None for x, w in zip(flat, wants[4:], strict=True)]
+        return grad_common, grad_impression if wants[1] else None, None, None, *found
 
 
 class _Pass(torch.autograd.Function):
@@ -110,11 +174,7 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_logits: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "towers: expected a first derivative, got create_graph=True; "
-                "in float64 (model.double()) towers have higher ones"
-            )
+        _refuse_second_derivative()
         common, impression, which, weight, first, *saved = ctx.saved_tensors
         split, wants = common.shape[1], ctx.needs_input_grad
         inner: list[list[Tensor]] = []  # of each tower, the gradients of all but its first layer
@@ -146,6 +206,14 @@ class _Pass(torch.autograd.Function):
             flat += [own_weight, own_bias, *others]
         grads = [x if w else None for x, w in zip(flat, wants[5:], strict=True)]
         return grad_common, grad_impression, None, None, None, *grads
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "towers: expected a first derivative, got create_graph=True; "
+            "in float64 (model.double()) towers have higher ones"
+        )
 
 
 def _layers(

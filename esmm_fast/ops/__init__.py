@@ -9,6 +9,7 @@ from .embedding_init import embedding_init
 from .embedding_update import embedding_update
 from .pooled_embedding import embedding_bag, pooled_embedding
 from .product_loss import product_loss
+from .tile_towers import has_tiles, tile_towers, tile_towers_gradient
 
 __all__ = [
     "batch_plan",
@@ -17,8 +18,11 @@ __all__ = [
     "embedding_bag",
     "embedding_init",
     "embedding_update",
+    "has_tiles",
     "pooled_embedding",
     "product_loss",
+    "tile_towers",
+    "tile_towers_gradient",
 ]
 
 _library.key_compile_caches(

@@ -6,6 +6,7 @@ from .embedding_init import embedding_init
 from .embedding_update import embedding_update
 from .pooled_embedding import pooled_embedding
 from .product_loss import product_loss
+from .tile_towers import tile_towers
 
 __all__ = [
     "batch_plan",
@@ -15,4 +16,5 @@ __all__ = [
     "embedding_update",
     "pooled_embedding",
     "product_loss",
+    "tile_towers",
 ]
