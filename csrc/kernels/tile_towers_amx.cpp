@@ -66,14 +66,15 @@ inline void multiply(const Left& left, int64_t i, const uint16_t* right, int64_t
 }
 
 // Calls finish(m, n, sums) with every 32 x 16 sums of left [rows, 32 count] x right
-// [32 count, 16 columns], from row m and column n on.
+// [32 count, 16 columns], from row m and column n on. 32 rows of `left` stay in the L1 cache while
+// `right` streams by, block after block.
 template <typename Finish>
 inline void product(const Left& left, int64_t rows, const uint16_t* right, int64_t count,
                     int64_t columns, const Finish& finish) {
   alignas(64) float buffer[2][2 * kTile];
   float* const sums[2] = {buffer[0], buffer[1]};
-  for (int64_t n = 0; n < columns; n += 2) {
-    for (int64_t i = 0; i < rows / 16; i += 2) {
+  for (int64_t i = 0; i < rows / 16; i += 2) {
+    for (int64_t n = 0; n < columns; n += 2) {
       if (n + 1 < columns) {
         multiply<2, 2, false>(left, i, right, n, count, sums);
         finish(16 * i, 16 * n, buffer[0]);
@@ -298,12 +299,17 @@ void layer_gradient(const uint16_t* g, int64_t stride, int64_t out, const uint16
 }
 
 void pair_rows(const uint16_t* x, int64_t columns, int64_t rows, uint16_t* blocks) {
-  const int64_t stride = padded(columns);
-  for (int64_t n = 0; n < columns; n += 16) {
-    for (int64_t m = 0; m < padded(rows); m += 2, blocks += 32) {
+  const int64_t stride = padded(columns), all_rows = padded(rows);
+  for (int64_t n = 0; n < columns; n += 32) {  // a cache line at a time
+    uint16_t* right = n + 16 < columns ? blocks + 16 * all_rows : nullptr;
+    for (int64_t m = 0; m < all_rows; m += 2, blocks += 32) {
       const uint16_t* row = x + m * stride + n;
       _mm512_storeu_si512(blocks, pairs(load16(row), load16(row + stride)));
+      if (!right) continue;
+      _mm512_storeu_si512(right, pairs(load16(row + 16), load16(row + stride + 16)));
+      right += 32;
     }
+    if (right) blocks = right;
   }
 }
 
