@@ -79,7 +79,7 @@ def pass_towers(
 
 
 class _TilePass(torch.autograd.Function):
-    """The pass in bfloat16 where `ops.tile_towers` runs; common rows by products of torch."""
+    """The pass in bfloat16 where `ops.tile_towers` runs."""
 
     @staticmethod
     def forward(
@@ -90,54 +90,26 @@ class _TilePass(torch.autograd.Function):
         counts: list[int],
         *parameters: Tensor,
     ) -> Tensor:
-        firsts = [layers[0] for layers in _layers(parameters, counts)]
-        split = common.shape[1]
-        once, group = torch.cat([bias for _, bias in firsts]).unsqueeze(0), None
-        with torch.autocast("cpu", enabled=False):
-            if split:
-                weight = torch.cat([weight[:, :split] for weight, _ in firsts]).bfloat16()
-                own = torch.mm(common.bfloat16(), weight.t()).float()
-                once, group = own.add_(once), which  # [U, H of all]
-        logits, saved = ops.tile_towers(impression.contiguous(), once, group, parameters, counts)
-        ctx.save_for_backward(common, which, saved, *parameters)
-        ctx.counts, ctx.in_impression = counts, impression.shape[1]
+        contiguous = common.contiguous(), impression.contiguous(), which.contiguous()
+        parameters = tuple(x.contiguous() for x in parameters)
+        with torch._C._AutoDispatchBelowAutograd():
+            logits, saved = ops.tile_towers(*contiguous, parameters, counts)
+        ctx.save_for_backward(which, saved, *parameters)
+        ctx.counts, ctx.common = counts, common.shape
         return logits
 
     @staticmethod
     def backward(ctx: Any, grad_logits: Tensor) -> Any:
         _refuse_second_derivative()
-        common, which, saved, *parameters = ctx.saved_tensors
-        split, wants = common.shape[1], ctx.needs_input_grad
-        grad_impression, grad_once, grads = ops.tile_towers_gradient(
-            grad_logits.contiguous(),
-            saved,
-            which if split else None,
-            len(common) if split else 1,
-            ctx.in_impression,
-            parameters,
-            ctx.counts,
-            wants[1],
+        which, saved, *parameters = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        *inputs, grads = ops.tile_towers_gradient(
+            grad_logits.contiguous(), saved, which, *ctx.common, parameters, ctx.counts, *wants[:2]
         )
-        firsts = [layers[0][0] for layers in _layers(parameters, ctx.counts)]
-        sizes = [len(weight) for weight in firsts]
-        of_common, once = [], grad_once.bfloat16()
-        with torch.autocast("cpu", enabled=False):
-            if split:
-                of_common = list(torch.mm(once.t(), common.bfloat16()).split(sizes))
-            grad_common = None
-            if split and wants[0]:
-                weight = torch.cat([weight[:, :split] for weight in firsts]).bfloat16()
-                grad_common = torch.mm(once, weight).float()
-        flat: list[Tensor] = []
-        for k, (count, bias) in enumerate(
-            zip(ctx.counts, grad_once.sum(0).split(sizes), strict=True)
-        ):
-            (first, *others), grads = grads[: 2 * count - 1], grads[2 * count - 1 :]
-            if split:
-                first[:, :split] = of_common[k]
-            flat += [first, bias, *others]
-        found = [x if w else None for x, w in zip(flat, wants[4:], strict=True)]
-        return grad_common, grad_impression if wants[1] else None, None, None, *found
+        found = [
+            x if w else None for x, w in zip((*inputs, *grads), wants[:2] + wants[4:], strict=True)
+        ]
+        return *found[:2], None, None, *found[2:]
 
 
 class _Pass(torch.autograd.Function):

@@ -142,9 +142,10 @@ inline void transpose(__m512i (&r)[16], uint16_t* block) {
   }
 }
 
-// Rounds 32 x 16 values from row m, column n on, keeps those where y > 0, writes both forms.
-inline void keep_positive(const float* values, const uint16_t* y, int64_t y_stride, int64_t m,
-                          int64_t n, int64_t rows, const Gradient& g, float* sums) {
+// Rounds 32 x 16 values from row m, column n on, keeps those where y > 0 (all without y), and
+// writes both forms.
+inline void write_gradient(const float* values, const uint16_t* y, int64_t y_stride, int64_t m,
+                           int64_t n, int64_t rows, const Gradient& g, float* sums) {
   __m512i both[16];
 #pragma GCC unroll 16
   for (int p = 0; p < 16; ++p) {
@@ -152,9 +153,12 @@ inline void keep_positive(const float* values, const uint16_t* y, int64_t y_stri
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
       const int64_t r = 2 * p + i;
-      const __mmask16 passes =
-          _mm256_cmpgt_epi16_mask(load16(y + (m + r) * y_stride + n), _mm256_setzero_si256());
-      row[i] = _mm256_maskz_mov_epi16(passes, as_bf16(_mm512_load_ps(values + 16 * r)));
+      row[i] = as_bf16(_mm512_load_ps(values + 16 * r));
+      if (y) {
+        const __m256i own = load16(y + (m + r) * y_stride + n);
+        const __mmask16 passes = _mm256_cmpgt_epi16_mask(own, _mm256_setzero_si256());
+        row[i] = _mm256_maskz_mov_epi16(passes, row[i]);
+      }
       store16(g.rows + (m + r) * g.stride + n, row[i]);
     }
     both[p] = pairs(row[0], row[1]);
@@ -254,6 +258,19 @@ void layer(const uint16_t* x, int64_t in, const uint16_t* weight, const float* b
   fill_rows(y, stride, out, padded(rows));
 }
 
+void linear(const uint16_t* x, int64_t in, const uint16_t* weight, const float* bias, int64_t out,
+            int64_t rows, float* sums, int64_t stride) {
+  product(by_rows(x, padded(in)), padded(rows), weight, padded(in) / 32, columns16(out),
+          [&](int64_t m, int64_t n, const float* values) {
+            const __mmask16 inside = first_lanes(out - n);
+            const __m512 added = _mm512_maskz_loadu_ps(inside, bias + n);
+            for (int64_t r = 0; r < 32 && m + r < rows; ++r) {
+              _mm512_mask_storeu_ps(sums + (m + r) * stride + n, inside,
+                                    _mm512_add_ps(_mm512_load_ps(values + 16 * r), added));
+            }
+          });
+}
+
 void last_layer(const uint16_t* y, int64_t columns, const float* weight, float bias, int64_t rows,
                 float* logits, int64_t stride) {
   for (int64_t r = 0; r < rows; ++r) {
@@ -282,7 +299,7 @@ void last_layer_gradient(const float* grad, int64_t grad_stride, const uint16_t*
         of_weight = _mm512_fmadd_ps(own, as_float(load16(y + (m + r) * stride + n)), of_weight);
         _mm512_store_ps(values + 16 * r, _mm512_mul_ps(own, w));
       }
-      keep_positive(values, y, stride, m, n, all_rows, g, sums);
+      write_gradient(values, y, stride, m, n, all_rows, g, sums);
     }
     _mm512_mask_storeu_ps(weight_gradient + n, inside, of_weight);
   }
@@ -293,9 +310,26 @@ void layer_gradient(const uint16_t* g, int64_t stride, int64_t out, const uint16
                     const uint16_t* y, int64_t columns, int64_t rows, Gradient below, float* sums) {
   product(by_rows(g, stride), padded(rows), weight, padded(out) / 32, columns16(columns),
           [&](int64_t m, int64_t n, const float* values) {
-            keep_positive(values, y, padded(columns), m, n, padded(rows), below, sums);
+            write_gradient(values, y, padded(columns), m, n, padded(rows), below, sums);
           });
   fill_rows(below.rows, below.stride, columns, padded(rows));
+}
+
+void round_gradient(const float* grad, int64_t grad_stride, int64_t columns, int64_t rows,
+                    Gradient g) {
+  alignas(64) float values[2 * kTile];
+  for (int64_t n = 0; n < columns; n += 16) {
+    for (int64_t m = 0; m < padded(rows); m += 32) {
+      for (int64_t r = 0; r < 32; ++r) {
+        const bool inside = m + r < rows;
+        const float* row = grad + (inside ? m + r : 0) * grad_stride + n;
+        _mm512_store_ps(values + 16 * r,
+                        _mm512_maskz_loadu_ps(inside ? first_lanes(columns - n) : 0, row));
+      }
+      write_gradient(values, nullptr, 0, m, n, padded(rows), g, nullptr);
+    }
+  }
+  fill_rows(g.rows, g.stride, columns, padded(rows));
 }
 
 void pair_rows(const uint16_t* x, int64_t columns, int64_t rows, uint16_t* blocks) {
@@ -346,8 +380,8 @@ void sum_parts(const float* blocks, int64_t parts, int64_t part_stride, int64_t 
     const __mmask16 inside = first_lanes(in - n);
     for (int64_t h = 0; h < out; ++h) {
       const float* row = blocks + (n / 16 * down + h / 16) * kTile + h % 16 * 16;
-      __m512 sum = _mm512_load_ps(row);
-      for (int64_t p = 1; p < parts; ++p)
+      __m512 sum = _mm512_setzero_ps();
+      for (int64_t p = 0; p < parts; ++p)
         sum = _mm512_add_ps(sum, _mm512_load_ps(row + p * part_stride));
       _mm512_mask_storeu_ps(grad + h * stride + n, inside, sum);
     }

@@ -31,6 +31,10 @@ void round_rows(const float* x, int64_t columns, int64_t rows, uint16_t* out);
 void layer(const uint16_t* x, int64_t in, const uint16_t* weight, const float* bias,
            const int32_t* group, int64_t bias_stride, int64_t out, int64_t rows, uint16_t* y);
 
+// sums = x W^T + bias, float32: rows [rows], `stride` apart.
+void linear(const uint16_t* x, int64_t in, const uint16_t* weight, const float* bias, int64_t out,
+            int64_t rows, float* sums, int64_t stride);
+
 // logits[b * stride] = y . weight + bias.
 void last_layer(const uint16_t* y, int64_t columns, const float* weight, float bias, int64_t rows,
                 float* logits, int64_t stride);
@@ -53,10 +57,14 @@ void last_layer_gradient(const float* grad, int64_t grad_stride, const uint16_t*
 void layer_gradient(const uint16_t* g, int64_t stride, int64_t out, const uint16_t* weight,
                     const uint16_t* y, int64_t columns, int64_t rows, Gradient below, float* sums);
 
+// Rounds a gradient of float32, rows `grad_stride` apart, to its two forms.
+void round_gradient(const float* grad, int64_t grad_stride, int64_t columns, int64_t rows,
+                    Gradient g);
+
 // x's rows in pairs, blocks [columns / 16][rows / 32].
 void pair_rows(const uint16_t* x, int64_t columns, int64_t rows, uint16_t* blocks);
 
-// g^T x, blocks of 16 x 16 float32 [out / 16][in / 16], written or added.
+// g^T x, blocks of 16 x 16 float32 [in / 16][out / 16], written or added.
 void weight_gradient(const uint16_t* transposed, const uint16_t* pairs, int64_t out, int64_t in,
                      int64_t rows, bool add, float* blocks);
 

@@ -11,23 +11,24 @@ def _rounded(x: Tensor) -> Tensor:
 
 
 def tile_towers(
-    impression: Tensor,  # [B, in]
-    once: Tensor,  # [G, H], H = the first layers' outputs of all towers
-    group: Tensor | None,  # [B] int32, or None: G = 1
+    common: Tensor,  # [U, in_common]
+    impression: Tensor,  # [B, in_impression]
+    group: Tensor,  # [B]
     parameters: Sequence[Tensor],  # weight [out, in], bias [out] of each layer, tower after tower
     layers: Sequence[int],  # [K]
 ) -> Tensor:
     """Returns the logits of K towers, [B, K]; sums are of the inputs' dtype."""
-    pairs = list(zip(parameters[::2], parameters[1::2], strict=True))
-    x = _rounded(impression)
-    added = once.expand(len(x), -1) if group is None else once.index_select(0, group)
-    logits, column = [], 0
+    pairs = iter(list(zip(parameters[::2], parameters[1::2], strict=True)))
+    split, logits = common.shape[1], []
     for count in layers:
-        (first, _), *middle, (last, last_bias) = pairs[:count]
-        pairs = pairs[count:]
-        own = added[:, column : column + len(first)]
-        column += len(first)
-        y = _rounded((x @ _rounded(first[:, first.shape[1] - x.shape[1] :]).t() + own).relu())
+        (first, first_bias), *middle, (last, last_bias) = [next(pairs) for _ in range(count)]
+        own = _rounded(impression) @ _rounded(first[:, split:]).t()
+        if split:
+            once = _rounded(common) @ _rounded(first[:, :split]).t() + first_bias
+            own = own + once.index_select(0, group)
+        else:
+            own = own + first_bias
+        y = _rounded(own.relu())
         for weight, bias in middle:
             y = _rounded((y @ _rounded(weight).t() + bias).relu())
         logits.append(y @ last[0] + last_bias)
