@@ -102,8 +102,10 @@ int64_t TileTowers::packed(bool transposed) const {
 // the one at hand; pairs of the input and of another layer's input.
 int64_t TileTowers::scratch() const { return kRows * (firsts_ + 5 * widest_); }
 
+// Every part writes, and the sum reads, all gradients of weights: at B = 4,096 and two threads a
+// step is 1 ms longer with 8 parts than with 4. A small batch still has two, for two threads.
 int64_t TileTowers::chunks_of_part(int64_t chunks) {
-  const int64_t parts = std::max<int64_t>(1, std::min(kParts, chunks));
+  const int64_t parts = std::clamp<int64_t>(chunks / 4, std::clamp<int64_t>(chunks, 1, 2), 8);
   return (chunks + parts - 1) / parts;
 }
 

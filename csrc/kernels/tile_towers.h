@@ -80,8 +80,7 @@ class TileTowers {
   void sum_parts(int64_t layer, const Backward& pass) const;
 
  private:
-  static constexpr int64_t kRows = GroupRuns::kBlock;  // 256: 0.7 MB of 360-200-80, 360-200-80
-  static constexpr int64_t kParts = 8;                 // at most; each writes all gradients once
+  static constexpr int64_t kRows = GroupRuns::kBlock;  // 256: 0.8 MB of two towers 360-200-80
 
   struct Place {  // of a layer
     int64_t tower, layer;
