@@ -103,8 +103,17 @@ class _TilePass(torch.autograd.Function):
         _refuse_second_derivative()
         which, saved, *parameters = ctx.saved_tensors
         wants = ctx.needs_input_grad
+        rows, in_common = ctx.common
         *inputs, grads = ops.tile_towers_gradient(
-            grad_logits.contiguous(), saved, which, *ctx.common, parameters, ctx.counts, *wants[:2]
+            grad_logits.contiguous(),
+            saved,
+            which,
+            rows,
+            in_common,
+            parameters,
+            ctx.counts,
+            wants_common=wants[0],
+            wants_impression=wants[1],
         )
         found = [
             x if w else None for x, w in zip((*inputs, *grads), wants[:2] + wants[4:], strict=True)

@@ -23,22 +23,25 @@ def restored() -> Iterator[None]:
     set_isa(instructions)
 
 
-def random_case(rows, common_rows, in_common, in_impression, towers, seed=0):
-    """Returns the arguments of tile_towers, and a gradient of the logits."""
+def random_case(rows, common_rows, in_common, in_impression, towers, seed=0, whole=False):
+    """Returns the arguments of tile_towers, and a gradient of the logits; `whole`: whole numbers,
+    so that sums are exact, and a unit at its threshold is on the reference's side of it."""
     generator = torch.Generator().manual_seed(seed)
 
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator)
+    def draw(*shape):
+        x = torch.randn(*shape, generator=generator)
+        return x.round().clamp(-2, 2) if whole else x
 
     parameters = []
     for hidden in towers:
         size = in_common + in_impression
         for out in (*hidden, 1):
-            parameters += [normal(out, size) / max(size, 1) ** 0.5, normal(out) / 10]
+            weight = draw(out, size)
+            parameters += [weight if whole else weight / max(size, 1) ** 0.5, draw(out)]
             size = out
     group = torch.randint(max(common_rows, 1), (rows,), generator=generator).int()
-    inputs = normal(common_rows, in_common), normal(rows, in_impression), group
-    return inputs, parameters, [len(h) + 1 for h in towers], normal(rows, len(towers))
+    inputs = draw(common_rows, in_common), draw(rows, in_impression), group
+    return inputs, parameters, [len(h) + 1 for h in towers], draw(rows, len(towers))
 
 
 def backward(grad, saved, inputs, parameters, layers, **wants):
@@ -75,7 +78,7 @@ def test_one_tower_by_hand():
 
 
 @needs_tiles
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     rows=st.sampled_from([0, 1, 31, 32, 33, 256, 257, 1100, 2300]),
     common_rows=st.sampled_from([1, 2, 33, 300]),
@@ -90,22 +93,20 @@ def test_one_tower_by_hand():
 )
 def test_matches_reference(rows, common_rows, in_common, in_impression, towers, seed):
     inputs, parameters, layers, grad = random_case(
-        rows, common_rows, in_common, in_impression, towers, seed
+        rows, common_rows, in_common, in_impression, towers, seed, whole=True
     )
     logits, saved = ops.tile_towers(*inputs, parameters, layers)
     common, impression, group = inputs
     exact = [x.double().requires_grad_() for x in (common, impression, *parameters)]
     expected = reference.tile_towers(*exact[:2], group, exact[2:], layers)
-    # A sum that is rounded to the other of two bfloat16 makes a difference of 2^-8 of it.
-    torch.testing.assert_close(logits, expected.float(), rtol=2e-2, atol=2e-2)
-    assert (logits - expected).norm() <= 1e-3 * expected.norm() + 1e-4
+    assert (logits - expected).norm() <= 1e-5 * expected.norm()
     *found, of_parameters = backward(grad, saved, inputs, parameters, layers)
     derivatives = torch.autograd.grad(expected, exact, grad.double(), allow_unused=True)
     for ours, right in zip([*found, *of_parameters], derivatives, strict=True):
         assert ours.dtype == torch.float32
         if right is not None:
             assert ours.shape == right.shape
-            assert (ours - right).norm() <= 2e-2 * right.norm() + 1e-3
+            assert (ours - right).norm() <= 1e-2 * right.norm()  # gradients in bfloat16 between
 
 
 @needs_tiles
@@ -154,12 +155,13 @@ def test_same_bits_for_any_number_of_threads(restored):
 @needs_tiles
 @pytest.mark.parametrize("in_common", [0, 5])
 def test_opcheck(in_common):
-    inputs, parameters, layers, grad = random_case(17, 4, in_common, 6, [(8, 4), (9,)])
+    # Whole stretches of 256 rows: what is saved of others is not all written, and it is compared.
+    inputs, parameters, layers, grad = random_case(256, 256, in_common, 6, [(8, 4), (9,)])
     own = torch.ops.esmm_fast
     torch.library.opcheck(own.tile_towers.default, (*inputs, parameters, layers))
     _, saved = ops.tile_towers(*inputs, parameters, layers)
     for wants in [(True, True), (False, False)]:
-        arguments = grad, saved, inputs[2], 4, in_common, parameters, layers, *wants
+        arguments = grad, saved, inputs[2], 256, in_common, parameters, layers, *wants
         torch.library.opcheck(own.tile_towers_gradient.default, arguments)
 
 
