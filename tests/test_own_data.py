@@ -38,11 +38,11 @@ def test_the_examples_of_the_page(tmp_path, monkeypatch, capsys):
                 status, out, error = call(capsys, *shlex.split(command)[1:])
                 assert (status, error) == (0, ""), command
                 assert out == expected
-    assert ran.count("console") == 1 and ran.count("python") == 1 and len(ran) == 5
+    assert ran.count("console") == 2 and ran.count("python") == 1 and len(ran) == 7
 
 
 def test_every_key_of_the_schema_file_is_explained():
-    from esmm_fast.log_format import SchemaFile
+    from esmm_fast.data.log_format import SchemaFile
 
     rows = re.findall(r"^\| `(\w+)` \|", DOCS.read_text(), re.M)
     assert rows == list(SchemaFile.__struct_fields__)
