@@ -166,7 +166,7 @@ void log() {
       if (step == logs::LogStream::Step::kEnd) break;
       if (step == logs::LogStream::Step::kNothingYet) continue;
       for (size_t r = 0; r < block->columns.rows; ++r) {
-        ids.push_back(block->columns.key[r]);
+        ids.push_back(common ? block->columns.key[r] : block->columns.common_row[r]);
         for (size_t f = 0; f < fields; ++f) {
           const auto [begin, end] = block->columns.span(f, r);
           for (size_t i = begin; i < end; ++i) {
