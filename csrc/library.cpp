@@ -80,5 +80,16 @@ STABLE_TORCH_LIBRARY(esmm_fast, m) {
   m.def(
       "biased_relu_gradient(Tensor(a!) grad, Tensor out, Tensor? group, SymInt num_groups)"
       " -> Tensor");
+  // Towers in bfloat16 on matrix tiles: common [U, in_common], impression [B, in_impression], group
+  // [B] int32, weight and bias of every layer, of which tower k has layers[k]. Returns logits [B, K]
+  // and what the backward pass reads; there, the gradients of the first two and of the parameters.
+  m.def(
+      "tile_towers(Tensor common, Tensor impression, Tensor group, Tensor[] parameters, "
+      "int[] layers) -> (Tensor logits, Tensor saved)");
+  m.def(
+      "tile_towers_gradient(Tensor grad_logits, Tensor saved, Tensor group, SymInt common_rows, "
+      "SymInt in_common, Tensor[] parameters, int[] layers, bool wants_common, "
+      "bool wants_impression)"
+      " -> (Tensor grad_common, Tensor grad_impression, Tensor[] grad_parameters)");
 }
 // clang-format on

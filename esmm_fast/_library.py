@@ -138,6 +138,11 @@ def isa() -> str:
     return _cpu.esmm_fast_isa().decode()
 
 
+def has_tiles() -> bool:
+    """Returns whether the operators on matrix tiles run; see `ops.has_tiles`."""
+    return bool(_cpu.esmm_fast_has_tiles())
+
+
 if _wanted_isa := os.environ.get("ESMM_FAST_ISA"):
     try:
         set_isa(_wanted_isa)

@@ -73,7 +73,52 @@ def pass_towers(
     flat = [x for tower in layers for layer in tower for x in layer]
     counts = [len(tower) for tower in layers]
     which = common_of_impression.to(torch.int32)
+    if dtype == torch.bfloat16 and ops.has_tiles():
+        return _TilePass.apply(common, impression, which, counts, *flat)
     return _Pass.apply(common, impression, which, dtype, counts, *flat)
+
+
+class _TilePass(torch.autograd.Function):
+    """The pass in bfloat16 where `ops.tile_towers` runs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        common: Tensor,
+        impression: Tensor,
+        which: Tensor,
+        counts: list[int],
+        *parameters: Tensor,
+    ) -> Tensor:
+        contiguous = common.contiguous(), impression.contiguous(), which.contiguous()
+        parameters = tuple(x.contiguous() for x in parameters)
+        with torch._C._AutoDispatchBelowAutograd():
+            logits, saved = ops.tile_towers(*contiguous, parameters, counts)
+        ctx.save_for_backward(which, saved, *parameters)
+        ctx.counts, ctx.common = counts, common.shape
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, grad_logits: Tensor) -> Any:
+        _refuse_second_derivative()
+        which, saved, *parameters = ctx.saved_tensors
+        wants = ctx.needs_input_grad
+        rows, in_common = ctx.common
+        *inputs, grads = ops.tile_towers_gradient(
+            grad_logits.contiguous(),
+            saved,
+            which,
+            rows,
+            in_common,
+            parameters,
+            ctx.counts,
+            wants_common=wants[0],
+            wants_impression=wants[1],
+        )
+        found = [
+            x if w else None for x, w in zip((*inputs, *grads), wants[:2] + wants[4:], strict=True)
+        ]
+        return *found[:2], None, None, *found[2:]
 
 
 class _Pass(torch.autograd.Function):
@@ -110,11 +155,7 @@ class _Pass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_logits: Tensor) -> Any:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "towers: expected a first derivative, got create_graph=True; "
-                "in float64 (model.double()) towers have higher ones"
-            )
+        _refuse_second_derivative()
         common, impression, which, weight, first, *saved = ctx.saved_tensors
         split, wants = common.shape[1], ctx.needs_input_grad
         inner: list[list[Tensor]] = []  # of each tower, the gradients of all but its first layer
@@ -146,6 +187,14 @@ class _Pass(torch.autograd.Function):
             flat += [own_weight, own_bias, *others]
         grads = [x if w else None for x, w in zip(flat, wants[5:], strict=True)]
         return grad_common, grad_impression, None, None, None, *grads
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "towers: expected a first derivative, got create_graph=True; "
+            "in float64 (model.double()) towers have higher ones"
+        )
 
 
 def _layers(

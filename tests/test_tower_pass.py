@@ -6,22 +6,37 @@ import pytest
 import torch
 from torch import nn
 
-from esmm_fast import tower_pass
+from esmm_fast import ops, tower_pass
 from esmm_fast.tower import SplitLinear, Tower, plain_tower_logits, tower_logits
 
 
 @pytest.fixture
-def passes(monkeypatch) -> list[torch.dtype]:
-    """The dtypes of the passes that ran."""
-    ran = []
-    real = tower_pass._Pass.apply
+def passes(monkeypatch) -> list[torch.dtype | str]:
+    """The passes that ran: the dtypes of `_Pass`, and "tiles"."""
+    ran: list[torch.dtype | str] = []
+    real, real_tiles = tower_pass._Pass.apply, tower_pass._TilePass.apply
 
     def counted(common, impression, which, dtype, *rest):
         ran.append(dtype)
         return real(common, impression, which, dtype, *rest)
 
+    def counted_tiles(*arguments):
+        ran.append("tiles")
+        return real_tiles(*arguments)
+
     monkeypatch.setattr(tower_pass._Pass, "apply", counted)
+    monkeypatch.setattr(tower_pass._TilePass, "apply", counted_tiles)
     return ran
+
+
+@pytest.fixture(params=["tiles", torch.bfloat16], ids=["tiles", "torch's products"])
+def bfloat16_pass(request, monkeypatch) -> torch.dtype | str:
+    """Which pass bfloat16 takes."""
+    if request.param != "tiles":
+        monkeypatch.setattr(ops, "has_tiles", lambda: False)
+    elif not ops.has_tiles():
+        pytest.skip("this processor has no matrix tiles for bfloat16 (AMX)")
+    return request.param
 
 
 def random_case(in_common=7, in_impression=5, rows=300, common_rows=11, seed=0):
@@ -83,7 +98,7 @@ def test_towers_of_different_sizes(passes):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_bfloat16_is_as_close_to_float64_as_the_plain_layers(passes):
+def test_bfloat16_is_as_close_to_float64_as_the_plain_layers(passes, bfloat16_pass):
     torch.manual_seed(1)
     towers = [Tower(7, 5, (64, 32)) for _ in range(2)]
     common, impression, which, outer = random_case(rows=2000)
@@ -94,7 +109,7 @@ def test_bfloat16_is_as_close_to_float64_as_the_plain_layers(passes):
             logits = forward(towers, *inputs, which)
         assert logits.dtype == torch.float32
         results.append([logits, *gradients(logits, towers, inputs, outer)])
-    assert passes == [torch.bfloat16]
+    assert passes == [bfloat16_pass]
     twins = [copy.deepcopy(t).double() for t in towers]
     exact_inputs = [x.detach().double().requires_grad_() for x in inputs]
     logits = plain_tower_logits(twins, *exact_inputs, which)
@@ -104,11 +119,20 @@ def test_bfloat16_is_as_close_to_float64_as_the_plain_layers(passes):
         assert (ours - right).norm() <= 2 * (plain - right).norm() + 1e-4 * size
 
 
-def test_frozen_parameters_and_inputs_get_no_gradient(passes):
+def autocast(dtype):
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_frozen_parameters_and_inputs_get_no_gradient(passes, dtype):
     towers = [Tower(7, 5, (8, 4)) for _ in range(2)]
     towers[0].requires_grad_(False)
     common, impression, which, outer = random_case()
-    logits = tower_logits(towers, common, impression.requires_grad_(), which)
+    with autocast(dtype):
+        logits = tower_logits(towers, common, impression.requires_grad_(), which)
     logits.backward(outer)
     assert passes
     assert common.grad is None
@@ -119,19 +143,23 @@ def test_frozen_parameters_and_inputs_get_no_gradient(passes):
         assert not tower_logits(towers, common, impression, which).requires_grad
 
 
-def test_empty_batch():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_empty_batch(dtype):
     towers = [Tower(7, 5, (8, 4)) for _ in range(2)]
     common, impression, which, outer = random_case(rows=0)
-    logits = tower_logits(towers, common, impression, which)
+    with autocast(dtype):
+        logits = tower_logits(towers, common, impression, which)
     logits.backward(outer)
     assert logits.shape == (0, 2)
     assert all(p.grad.eq(0).all() for t in towers for p in t.parameters())
 
 
-def test_backward_twice_adds_and_a_changed_weight_is_noticed():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_backward_twice_adds_and_a_changed_weight_is_noticed(dtype):
     tower = Tower(7, 5, (8, 4))
     common, impression, which, _ = random_case()
-    total = tower(common, impression, which).sum()
+    with autocast(dtype):
+        total = tower(common, impression, which).sum()
     total.backward(retain_graph=True)
     once = [p.grad.clone() for p in tower.parameters()]
     total.backward(retain_graph=True)
@@ -143,10 +171,12 @@ def test_backward_twice_adds_and_a_changed_weight_is_noticed():
         total.backward()
 
 
-def test_second_derivative_is_refused():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_second_derivative_is_refused(dtype):
     tower = Tower(7, 5, (8, 4))
     common, impression, which, _ = random_case()
-    total = tower(common, impression.requires_grad_(), which).sum()
+    with autocast(dtype):
+        total = tower(common, impression.requires_grad_(), which).sum()
     with pytest.raises(RuntimeError, match="create_graph=True"):
         torch.autograd.grad(total, impression, create_graph=True)
 

@@ -4,9 +4,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
-#include <memory>
-#include <vector>
 
+#include "kernels/group_runs.h"
 #include "ops/arguments.h"
 
 namespace esmm_fast {
@@ -62,17 +61,7 @@ void biased_relu_cpu(Tensor x, Tensor bias, std::optional<Tensor> group) {
   });
 }
 
-// Consecutive rows of one group, cut at multiples of kBlock, so that neither the cuts nor the sums
-// depend on the number of threads.
-struct Run {
-  int64_t begin, group;
-  float* sum;
-};
-
-constexpr int64_t kBlock = 256;
-
-// Each run is summed by one thread: into its row of grad_bias where it is the only one of its
-// group, else into a row of its own, and those rows are added in their order.
+// Each run of rows of one group is summed by one thread.
 Tensor biased_relu_gradient_cpu(Tensor grad, Tensor out, std::optional<Tensor> group,
                                 int64_t num_groups) {
   expect_matrix(grad, "grad");
@@ -84,55 +73,24 @@ Tensor biased_relu_gradient_cpu(Tensor grad, Tensor out, std::optional<Tensor> g
   const int64_t rows = grad.size(0), columns = grad.size(1);
   const int32_t* groups = checked_groups(group, rows, num_groups);
 
-  std::vector<Run> runs;
-  std::vector<int64_t> block_runs;           // the first run of each block
-  std::vector<int32_t> runs_of(num_groups);  // how many a group has
-  for (int64_t b = 0; b < rows; ++b) {
-    const int64_t own = groups ? groups[b] : 0;
-    if (b % kBlock == 0) block_runs.push_back(static_cast<int64_t>(runs.size()));
-    if (b % kBlock == 0 || own != runs.back().group) {
-      runs.push_back({b, own, nullptr});
-      ++runs_of[own];
-    }
-  }
-  const int64_t blocks = static_cast<int64_t>(block_runs.size());
-  block_runs.push_back(static_cast<int64_t>(runs.size()));
-
   Tensor grad_bias = torch::stable::new_empty(grad, {num_groups, columns}, ScalarType::Float);
-  float* total = grad_bias.mutable_data_ptr<float>();
-  int64_t apart = 0;
-  for (const Run& run : runs) apart += runs_of[run.group] > 1;
-  const std::unique_ptr<float[]> sums(new float[apart * columns]);
-  float* next = sums.get();
-  for (Run& run : runs) {
-    run.sum = runs_of[run.group] > 1 ? next : total + run.group * columns;
-    if (runs_of[run.group] > 1) next += columns;
-  }
-
+  GroupRuns runs(groups, rows, num_groups, columns, grad_bias.mutable_data_ptr<float>());
   void* g = grad.mutable_data_ptr();
   const void* y = out.const_data_ptr();
   const bool is_float = grad.scalar_type() == ScalarType::Float;
-  const int64_t grain = kElementsPerTask / (kBlock * std::max<int64_t>(columns, 1)) + 1;
-  torch::stable::parallel_for(0, blocks, grain, [&](int64_t first, int64_t last) {
-    for (int64_t r = block_runs[first]; r < block_runs[last]; ++r) {
-      const int64_t end = r + 1 < static_cast<int64_t>(runs.size()) ? runs[r + 1].begin : rows;
+  const int64_t grain = kElementsPerTask / (GroupRuns::kBlock * std::max<int64_t>(columns, 1)) + 1;
+  torch::stable::parallel_for(0, runs.blocks(), grain, [&](int64_t first, int64_t last) {
+    for (const GroupRun* run = runs.begin(first); run != runs.begin(last); ++run) {
       if (is_float) {
         biased_relu_gradient(static_cast<float*>(g), static_cast<const float*>(y), columns,
-                             runs[r].begin, end, runs[r].sum);
+                             run->begin, run->end, run->sum);
       } else {
         biased_relu_gradient(static_cast<BFloat16*>(g), static_cast<const BFloat16*>(y), columns,
-                             runs[r].begin, end, runs[r].sum);
+                             run->begin, run->end, run->sum);
       }
     }
   });
-  for (int64_t own = 0; own < num_groups; ++own) {
-    if (runs_of[own] != 1) std::fill_n(total + own * columns, columns, 0.0f);
-  }
-  for (const Run& run : runs) {
-    if (runs_of[run.group] == 1) continue;
-    float* row = total + run.group * columns;
-    for (int64_t h = 0; h < columns; ++h) row[h] += run.sum[h];
-  }
+  runs.finish();
   return grad_bias;
 }
 

@@ -3,6 +3,8 @@
 
 #include <string>
 
+#include "kernels/tile_towers.h"
+
 #define ESMM_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Returns the name of the one in force.
@@ -21,3 +23,6 @@ ESMM_EXPORT const char* esmm_fast_isas() {
 
 // Returns 1 if `name` is in force now, 0 (nothing changed) where this machine lacks it.
 ESMM_EXPORT int esmm_fast_set_isa(const char* name) { return esmm_fast::set_isa(name); }
+
+// Returns 1 if tile_towers runs on this machine with the one in force.
+ESMM_EXPORT int esmm_fast_has_tiles() { return esmm_fast::has_tiles(); }

@@ -10,6 +10,7 @@ from .embedding_update import embedding_update
 from .plan_parts import FieldPart, plan_parts
 from .pooled_embedding import embedding_bag, pooled_embedding
 from .product_loss import product_loss
+from .tile_towers import has_tiles, tile_towers, tile_towers_gradient
 
 __all__ = [
     "FieldPart",
@@ -19,9 +20,12 @@ __all__ = [
     "embedding_bag",
     "embedding_init",
     "embedding_update",
+    "has_tiles",
     "plan_parts",
     "pooled_embedding",
     "product_loss",
+    "tile_towers",
+    "tile_towers_gradient",
 ]
 
 _library.key_compile_caches(

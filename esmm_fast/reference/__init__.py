@@ -7,6 +7,7 @@ from .embedding_update import embedding_update
 from .plan_parts import plan_parts
 from .pooled_embedding import pooled_embedding
 from .product_loss import product_loss
+from .tile_towers import tile_towers
 
 __all__ = [
     "batch_plan",
@@ -17,4 +18,5 @@ __all__ = [
     "plan_parts",
     "pooled_embedding",
     "product_loss",
+    "tile_towers",
 ]
