@@ -182,6 +182,7 @@ class Training:
         Raises:
             FloatingPointError: If a loss is nan or infinite. On the CPU the model is as before that
                 step, on a GPU up to `READ_STEPS` steps further.
+            ValueError: If an epoch holds no batch.
         """
         while not (self.finished or self._ended or self._stale()):
             self.model.train()
@@ -295,6 +296,11 @@ class Training:
         if hasattr(self.batches, "close"):
             self.batches.close()
         if not self._stale():
+            if not self._seen:
+                raise ValueError(
+                    f"batches: expected at least one in epoch {self.epoch}, got none (an iterator "
+                    "that is used up? each epoch is one pass over batches)"
+                )
             self._read()
             self._position = _position(self.batches)
             self._epoch_over = True

@@ -324,6 +324,19 @@ def test_so_many_steps_whatever_the_epochs() -> None:
         fit(Rate(), batches, max_steps=0)
 
 
+def test_an_epoch_without_batches_is_refused_by_its_number() -> None:
+    batches, _ = make_batches(300)
+    for options in ({}, {"max_steps": 5}, {"epochs": 2}):
+        with pytest.raises(ValueError, match="batches: expected at least one in epoch 1, got none"):
+            fit(Rate(), [], **options)
+    for options in ({"max_steps": 5}, {"epochs": 3}):
+        training = Training(Rate(), iter(batches), **options)
+        with pytest.raises(ValueError, match=r"in epoch 2, got none \(an iterator that is used up"):
+            training.run()
+        assert training.history.steps == 3
+    assert fit(Rate(), iter(batches), max_steps=3).steps == 3
+
+
 def test_evaluations_within_an_epoch() -> None:
     batches, _ = make_batches(500)
     seen = []
