@@ -129,6 +129,28 @@ def test_methods_and_repeats_can_be_added(
         )
 
 
+def test_base_may_come_later(
+    whole: dict[str, Any], synthetic_log: SyntheticLog, tmp_path: Path
+) -> None:
+    out, lines = tmp_path / "later", []
+    alone = compare(synthetic_log, ["esmm", "aman-10"], out=out)
+    assert alone["methods"]["esmm"]["differences"] == {}
+    names = ["aman-10", "base", "esmm"]
+    later = compare(synthetic_log, names, out=out, say=lines.append)
+    assert "6 of 8 runs are there already" in lines
+    for name in names:
+        assert without_times(later["methods"][name]) == without_times(whole["methods"][name])
+    kept = {path.name for path in (out / "predictions").iterdir()}
+    assert kept == {f"00{r}-{n}.npz" for r in (0, 1) for n in ("base-judged", "network-ctr")}
+    # A run whose predictions an earlier version did not keep is trained again.
+    record = json.loads((out / "records" / "001-esmm.json").read_text())
+    del record["intervals"]["cvr"]["minus_base_error"]
+    (out / "records" / "001-esmm.json").write_text(json.dumps(record))
+    again = compare(synthetic_log, names, out=out, say=lines.append)
+    assert "7 of 8 runs are there already" in lines
+    assert without_times(again["methods"]["esmm"]) == without_times(whole["methods"]["esmm"])
+
+
 def test_shared_networks_are_trained_once_a_repeat(
     synthetic_log: SyntheticLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

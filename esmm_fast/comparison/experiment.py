@@ -7,6 +7,7 @@ A model's own pCTR is reported apart. Source: arXiv:1804.07931, sections 3.1 to 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -199,11 +200,12 @@ def _run_all(
 ) -> dict[str, list[dict[str, Any]]]:
     """Returns every run, by method: those that are kept, and the others run now."""
     in_order = [CTR, *sorted(chosen, key=lambda m: m.name != "base")]  # BASE first: others need it
+    with_base = any(m.name == "base" for m in chosen)
     todo = [
         (repeat, m)
         for repeat in range(repeats)
         for m in in_order
-        if runner.records.record(key_of(repeat, m.name)) is None
+        if not runner.is_done(repeat, m, with_base)
     ]
     total = repeats * len(in_order)
     if len(todo) < total:
@@ -225,6 +227,8 @@ def _run_all(
             f"{sum(n['steps'] for n in networks):,} steps, {seen:,} impressions in {spent:.1f} s "
             f"({seen / max(spent, 1e-9):,.0f}/s); {_time_left(left)}"
         )
+    for repeat, method in itertools.product(range(repeats), chosen if with_base else ()):
+        runner.pair_with_base(repeat, method)
     return {
         m.name: [runner.records.record(key_of(repeat, m.name)) for repeat in range(repeats)]
         for m in in_order

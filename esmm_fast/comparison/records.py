@@ -94,6 +94,12 @@ class Records:
             _sync(file)
         partial.rename(path)
 
+    def drop_arrays(self, key: str) -> None:
+        """Removes arrays that nobody needs any more."""
+        self._arrays.pop(key, None)
+        if self.out is not None:
+            (self.out / PREDICTIONS / f"{key}.npz").unlink(missing_ok=True)
+
 
 def _plain(value: Any) -> Any:
     return msgspec.json.decode(msgspec.json.encode(value))

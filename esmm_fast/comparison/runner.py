@@ -41,7 +41,6 @@ class Runner:
     ) -> None:
         self.train, self.parts, self.settings, self.truth = train, parts, settings, truth
         self.vocabulary, self.records, self.progress = vocabulary, records, progress
-        self.has_base = any(m.name == "base" for m in chosen)
         networks = [n for m in chosen for n in m.networks.values()]
         self.needs = {
             other: {
@@ -89,14 +88,13 @@ class Runner:
     def _intervals(self, repeat: int, method: Method, judged: Predictions) -> dict[str, Any]:
         """Returns each AUC's standard error over test sets, and that of its difference to BASE's.
 
-        Impressions of one common row are drawn together, since they are alike.
+        Impressions of one common row are drawn together, since they are alike. Where BASE has not
+        run yet, the pCVRs are kept on disk for `pair_with_base`.
         """
-        base = None
-        key = f"{key_of(repeat, 'base')}-judged"
-        if method.name == "base":
-            self.records.save_arrays(key, {"pcvr": _scores(judged.pcvr)})
-        elif self.has_base and (kept := self.records.arrays(key)) is not None:
-            base = kept["pcvr"]
+        kept = None if method.name == "base" else self.records.arrays(_judged(repeat, "base"))
+        base = None if kept is None else kept["pcvr"]
+        if method.name == "base" or (base is None and self.records.out is not None):
+            self.records.save_arrays(_judged(repeat, method.name), {"pcvr": _scores(judged.pcvr)})
         spaces = {"cvr": judged.clicked, "ctcvr": np.ones(len(judged), bool)}
         found: dict[str, Any] = {}
         for task, scores in (("cvr", judged.pcvr), ("ctcvr", judged.pctcvr)):
@@ -111,6 +109,26 @@ class Runner:
                 )
                 found[task] |= {"minus_base": difference, "minus_base_error": error}
         return found
+
+    def is_done(self, repeat: int, method: Method, with_base: bool) -> bool:
+        """Returns whether a run is kept, and `with_base` can be paired with BASE's."""
+        record = self.records.record(key_of(repeat, method.name))
+        if record is None or not with_base or not _unpaired(record, method):
+            return record is not None
+        return self.records.arrays(_judged(repeat, method.name)) is not None
+
+    def pair_with_base(self, repeat: int, method: Method) -> None:
+        """Adds to a run that was kept before BASE's the errors of its differences to it."""
+        key, kept = key_of(repeat, method.name), _judged(repeat, method.name)
+        record, arrays = self.records.record(key), self.records.arrays(kept)
+        if not _unpaired(record, method) or arrays is None:
+            return
+        _, of_ctr = self._network(repeat, CTR, "ctr", CTR.networks["ctr"])
+        pctr = _scores(of_ctr["test"].pctr)
+        judged = replace(of_ctr["test"], pcvr=arrays["pcvr"]).with_pctr(pctr)
+        record = {**record, "intervals": self._intervals(repeat, method, judged)}
+        self.records.save(key, record)
+        self.records.drop_arrays(kept)
 
     def _network(
         self, repeat: int, method: Method, name: str, network: Network
@@ -182,6 +200,18 @@ class Runner:
 def key_of(repeat: int, name: str) -> str:
     """Returns the key of a run among the records."""
     return f"{repeat:03d}-{name}"
+
+
+def _judged(repeat: int, name: str) -> str:
+    return f"{key_of(repeat, name)}-judged"
+
+
+def _unpaired(record: Mapping[str, Any], method: Method) -> bool:
+    """Returns whether a run's intervals lack the difference to BASE."""
+    return (
+        method.name not in ("base", CTR.name)
+        and "minus_base_error" not in record["intervals"]["cvr"]
+    )
 
 
 def _part_of(view: Any) -> str:
