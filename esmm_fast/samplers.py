@@ -32,7 +32,7 @@ class Context:
 
 
 View = Callable[[Dataset, Context], Dataset]
-"""The part of a training set that a network is trained on."""
+"""The part of a training set that a network is trained on; its `__name__` tells it from others."""
 
 
 def entire_space(train: Dataset, context: Context) -> Dataset:
@@ -69,6 +69,7 @@ def with_unclicked(rate: float) -> View:
         kept[draw.permutation(unclicked)[: round(rate * len(unclicked))]] = True
         return train.select(kept)
 
+    view.__name__ = f"with_unclicked({rate:g})"
     return view
 
 
@@ -93,6 +94,7 @@ def with_copies(times: int) -> View:
         rows = np.flatnonzero(labels[:, 0] == 1)
         return train.select(np.repeat(rows, np.where(labels[rows, 1] == 1, times, 1)))
 
+    view.__name__ = f"with_copies({times})"
     return view
 
 

@@ -12,13 +12,24 @@ import pyarrow.parquet
 import pytest
 
 from esmm_fast import metrics
-from esmm_fast.catalogue import PAPER, resolve
+from esmm_fast.catalogue import METHODS, PAPER, resolve
 from esmm_fast.comparison import experiment, report
 from esmm_fast.comparison import results as tables
 from esmm_fast.comparison.intervals import auc_error
 from esmm_fast.config import Settings
+from esmm_fast.data.dataset import Dataset
 from esmm_fast.evaluation import Predictions
-from esmm_fast.samplers import common_rows_of, share_of_groups, split_off_end
+from esmm_fast.methods import Method, Network
+from esmm_fast.networks import CTRNetwork, CVRNetwork
+from esmm_fast.samplers import (
+    Context,
+    View,
+    clicked,
+    common_rows_of,
+    share_of_groups,
+    split_off_end,
+    with_unclicked,
+)
 
 if TYPE_CHECKING:
     from synthetic_log import SyntheticLog
@@ -167,6 +178,46 @@ def test_shared_networks_are_trained_once_a_repeat(
     monkeypatch.setattr(runner, "fit_method", counted)
     compare(synthetic_log, ["unbias", "division", "aman-100", "base"], repeats=2)
     assert trained == ["ctr", "base", "unbias", "ctcvr"] * 2
+
+
+@pytest.mark.parametrize("shared", [None, "clicks"])
+def test_what_a_network_needs_of_another_is_of_its_repeat_and_view(
+    shared: str | None, synthetic_log: SyntheticLog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn, whole = with_unclicked(0.5), with_unclicked(1.0)
+    seen: list[tuple[int, str]] = []
+
+    def of(name: str, needed: View) -> View:
+        def view(train: Dataset, context: Context) -> Dataset:
+            expected = needed(train, context).impressions["sample_id"].to_numpy()
+            rows = needed(train, context).selection
+            np.testing.assert_array_equal(
+                context.predictions["first"].sample_id, expected[rows].astype(np.int64)
+            )
+            seen.append((context.seed, name))
+            return clicked(train, context)
+
+        return view
+
+    def method(name: str, needed: View) -> Method:
+        networks = {
+            "first": Network(CTRNetwork, shared=shared),
+            "cvr": Network(CVRNetwork, of(name, needed), needs={"first": needed}),
+        }
+        return Method(name, name, "", "", "", networks, combine=lambda found: found["cvr"])
+
+    monkeypatch.setitem(METHODS, "half", method("half", drawn))
+    monkeypatch.setitem(METHODS, "all-of-it", method("all-of-it", whole))
+    names = ["half", "all-of-it"]
+    compare(synthetic_log, names, out=tmp_path / "out", truth=None, holdout=0.0)
+    for path in (tmp_path / "out" / "records").glob("*-half.json"):
+        path.unlink()  # from here on the shared network is read again
+    compare(synthetic_log, names, out=tmp_path / "out", truth=None, holdout=0.0)
+    assert seen == [(r, n) for r in (0, 1) for n in names] + [(0, "half"), (1, "half")]
+    monkeypatch.setattr(whole, "__name__", drawn.__name__)
+    if shared:
+        with pytest.raises(ValueError, match=r"views of different names, got .*'with_unclicked\("):
+            compare(synthetic_log, names, truth=None)
 
 
 def test_division_reports_how_often_it_exceeds_1(whole: dict[str, Any]) -> None:

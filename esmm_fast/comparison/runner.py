@@ -16,7 +16,7 @@ from ..data.dataset import Dataset
 from ..evaluation import Predictions, Truth, task_metrics
 from ..methods import Method, Network, fit_method
 from ..run.run import network_facts, peak_memory
-from ..samplers import Context, common_rows_of
+from ..samplers import Context, View, common_rows_of
 from ..vocabulary import Vocabulary
 from .intervals import auc_error
 from .records import Arrays, Records
@@ -41,16 +41,11 @@ class Runner:
     ) -> None:
         self.train, self.parts, self.settings, self.truth = train, parts, settings, truth
         self.vocabulary, self.records, self.progress = vocabulary, records, progress
-        networks = [n for m in chosen for n in m.networks.values()]
-        self.needs = {
-            other: {
-                _part_of(view): view for n in networks for o, view in n.needs.items() if o == other
-            }
-            for other in {o for n in networks for o in n.needs}
-        }
+        self.needs = _needs_of(chosen)
         self.clusters = common_rows_of(parts["test"])
         self._known: dict[str, Predictions] = {}  # labels and sample ids of each part
-        self._shared: dict[str, tuple[dict[str, Any], dict[str, Predictions]]] = {}
+        self._repeat = -1  # that of the networks in `_trained_once`
+        self._trained_once: dict[str, tuple[dict[str, Any], dict[str, Predictions]]] = {}
 
     def run(self, repeat: int, method: Method) -> dict[str, Any]:
         """Returns the record of one method in one repeat."""
@@ -134,22 +129,32 @@ class Runner:
         self, repeat: int, method: Method, name: str, network: Network
     ) -> tuple[dict[str, Any], dict[str, Predictions]]:
         """Returns what a network's training did, and its predictions by part."""
-        if network.shared is None:
+        identity = _identity(method, name)
+        needs = self.needs.get(identity, {})
+        if network.shared is None and not needs:
             return self._trained(repeat, method, name, network, {})
+        if repeat != self._repeat:
+            self._repeat, self._trained_once = repeat, {}
+        if identity not in self._trained_once:
+            self._trained_once[identity] = (
+                self._trained(repeat, method, name, network, needs)
+                if network.shared is None
+                else self._shared(repeat, method, name, network, needs)
+            )
+        return self._trained_once[identity]
+
+    def _shared(
+        self, repeat: int, method: Method, name: str, network: Network, needs: Mapping[str, View]
+    ) -> tuple[dict[str, Any], dict[str, Predictions]]:
+        """Returns a shared network as it is kept, or trains and keeps it."""
         key = f"{key_of(repeat, 'network')}-{network.shared}"
-        needs = self.needs.get(network.shared, {})
-        if key not in self._shared:
-            self._shared = {k: v for k, v in self._shared.items() if k[:3] == key[:3]}
-            facts, arrays = self.records.record(key), self.records.arrays(key)
-            wanted = {*self.parts, *needs}
-            if facts is None or arrays is None or not wanted <= {k.split(".")[0] for k in arrays}:
-                facts, found = self._trained(repeat, method, name, network, needs)
-                self.records.save_arrays(key, _arrays(found))
-                facts = self.records.save(key, facts)
-            else:
-                found = {part: self._restored(part, needs.get(part), arrays) for part in wanted}
-            self._shared[key] = facts, found
-        return self._shared[key]
+        facts, arrays = self.records.record(key), self.records.arrays(key)
+        wanted = {*self.parts, *needs}
+        if facts is None or arrays is None or not wanted <= {k.split(".")[0] for k in arrays}:
+            facts, found = self._trained(repeat, method, name, network, needs)
+            self.records.save_arrays(key, _arrays(found))
+            return self.records.save(key, facts), found
+        return facts, {p: self._restored(repeat, p, needs.get(p), arrays) for p in wanted}
 
     def _trained(
         self,
@@ -157,7 +162,7 @@ class Runner:
         method: Method,
         name: str,
         network: Network,
-        needs: Mapping[str, Any],
+        needs: Mapping[str, View],
     ) -> tuple[dict[str, Any], dict[str, Predictions]]:
         seed = self.settings.seed + repeat
         earlier = {}
@@ -177,24 +182,26 @@ class Runner:
         facts = network_facts(trained)[name]
         facts |= {"view": trained.views[name], "peak_memory_bytes": memory.peak}
         alone = replace(trained, method=replace(method, combine=lambda networks: networks[name]))
-        datasets = {**self.parts, **{part: self._needed(view) for part, view in needs.items()}}
+        datasets = {**self.parts, **{p: self._needed(repeat, view) for p, view in needs.items()}}
         return facts, {
             part: alone.predict(dataset, self.vocabulary, self.settings, progress=self.progress)
             for part, dataset in datasets.items()
         }
 
-    def _needed(self, view: Any) -> Dataset:
-        found: Dataset = view(self.train, Context(self.settings.seed))
-        return found
+    def _needed(self, repeat: int, view: View) -> Dataset:
+        return view(self.train, Context(self.settings.seed + repeat))
 
-    def _restored(self, part: str, view: Any, arrays: Arrays) -> Predictions:
-        if part not in self._known:
-            dataset = self.parts[part] if view is None else self._needed(view)
+    def _restored(self, repeat: int, part: str, view: View | None, arrays: Arrays) -> Predictions:
+        known = self._known.get(part)
+        if known is None:
+            dataset = self.parts[part] if view is None else self._needed(repeat, view)
             ids = dataset.impressions["sample_id"].to_numpy()
             kept = ids if dataset.selection is None else ids[dataset.selection]
-            self._known[part] = Predictions(dataset.labels("and"), kept.astype(np.int64))
+            known = Predictions(dataset.labels("and"), kept.astype(np.int64))
+            if view is None:  # a view can be another one in each repeat
+                self._known[part] = known
         columns = {c: arrays[f"{part}.{c}"] for c in COLUMNS if f"{part}.{c}" in arrays}
-        return replace(self._known[part], **columns)
+        return replace(known, **columns)
 
 
 def key_of(repeat: int, name: str) -> str:
@@ -214,7 +221,27 @@ def _unpaired(record: Mapping[str, Any], method: Method) -> bool:
     )
 
 
-def _part_of(view: Any) -> str:
+def _identity(method: Method, name: str) -> str:
+    """Returns what tells a network from others: its shared name, or its place in its method."""
+    return method.networks[name].shared or f"{method.name}.{name}"
+
+
+def _needs_of(methods: Sequence[Method]) -> dict[str, dict[str, View]]:
+    """Returns the views that each network has to predict for others, by its identity and part."""
+    needs: dict[str, dict[str, View]] = {}
+    for method in methods:
+        for network in method.networks.values():
+            for other, view in network.needs.items():
+                views = needs.setdefault(_identity(method, other), {})
+                if views.setdefault(_part_of(view), view) is not view:
+                    raise ValueError(
+                        f"{method.name}: expected views of different names, got two different "
+                        f"ones named {view.__name__!r}"
+                    )
+    return needs
+
+
+def _part_of(view: View) -> str:
     return f"need-{view.__name__}"
 
 
