@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
+
+from .staging import staged_file
 
 Labels = Literal["and", "drop", "raw"]
 TableOptimizer = Literal["lazy_adam", "adam"]
@@ -261,10 +262,8 @@ def save(config: msgspec.Struct, path: str | Path) -> None:
     import yaml
 
     content = yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False, allow_unicode=True)
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(content, encoding="utf-8")
-    os.replace(beside, path)
+    with staged_file(Path(path)) as staged:
+        staged.write_text(content, encoding="utf-8")
 
 
 def _structs_in(types: tuple[Any, ...]) -> Any:

@@ -1,12 +1,13 @@
-"""A directory that appears complete or not at all."""
+"""Files and directories that appear complete or not at all; a directory for one process alone."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -41,14 +42,10 @@ def staged_directory(out: Path, *, replace_empty: bool = False) -> Iterator[Path
     try:
         with naming(given):
             partial.mkdir(exist_ok=True)
-        lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        held = lock(
+            partial, f"{given}: another process is writing it; wait for it or choose another name"
+        )
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise FileExistsError(
-                    f"{given}: another process is writing it; wait for it or choose another name"
-                ) from None
             try:
                 _empty(partial)  # what a killed process left
                 yield partial
@@ -58,12 +55,75 @@ def staged_directory(out: Path, *, replace_empty: bool = False) -> Iterator[Path
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
         finally:
-            os.close(lock)
+            os.close(held)
     except BaseException:
         for folder in created:
             if not any(folder.iterdir()):
                 folder.rmdir()
         raise
+
+
+@contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """Yields the path of an empty file beside `path` that replaces it at the end, on the disk then.
+
+    If the block raises (also by Ctrl-C), the file is removed, and what was at `path` stays.
+
+    Raises:
+        OSError: Naming `path`: there is no such folder, it cannot be written, the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with staged_file(Path(folder, "file")) as staged:
+        ...         _ = staged.write_text("text")
+        ...         before = Path(folder, "file").exists()
+        ...     before, os.listdir(folder)
+        (False, ['file'])
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with naming(path):
+            beside.touch()
+        try:
+            yield beside
+            sync(beside)
+            beside.replace(path)
+            sync(path.parent)
+        except OSError as error:
+            if error.errno in _NO_ROOM or error.filename in (str(beside), beside):
+                raise _about(path, error) from error
+            raise
+    finally:
+        with suppress(OSError):  # where not even the folder is there
+            beside.unlink(missing_ok=True)
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def sync(path: Path) -> None:
+    """Makes the operating system write a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(folder: Path, refusal: str) -> int:
+    """Returns a descriptor of a directory, which is this process's alone until it is closed.
+
+    Raises:
+        FileExistsError: Saying `refusal`, where another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise FileExistsError(refusal) from None
+    return descriptor
 
 
 def refuse_existing(out: Path, hint: str = "", *, replace_empty: bool = False) -> None:
@@ -90,10 +150,18 @@ def naming(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        if isinstance(error, PermissionError):
-            reason = "no permission to write"
-        raise type(error)(f"{out}: cannot be made in {out.parent}: {reason}") from error
+        raise _about(out, error) from error
+
+
+def _about(out: Path, error: OSError) -> OSError:
+    """Returns an error of the system as one about `out`, with the reason in words."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    nearest = next((folder for folder in out.parents if folder.exists()), None)
+    if nearest is not None and not nearest.is_dir():
+        reason = f"{nearest} is a file; expected a directory"
+    elif isinstance(error, PermissionError):
+        reason = "no permission to write"
+    return type(error)(f"{out}: cannot be made in {out.parent}: {reason}")
 
 
 def _make_parents(parent: Path) -> list[Path]:

@@ -13,6 +13,7 @@ CORE = ROOT / "csrc"
 # The way the data takes. A module imports only modules that stand before it.
 ORDER = [
     "machine",
+    "staging",
     "_compiled",
     "_library",
     "schema",
@@ -29,7 +30,6 @@ ORDER = [
     "data.published",
     "config",
     "data.log_format",
-    "staging",
     "data.record_batches",
     "progress",
     "data.inputs",

@@ -6,7 +6,6 @@ predictions/<run>.npz. Each is written beside its place and renamed: what exists
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+
+from ..staging import staged_file
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -87,12 +88,8 @@ class Records:
         if self.out is None:
             self._arrays[key] = arrays
             return
-        path = self.out / PREDICTIONS / f"{key}.npz"
-        partial = path.with_suffix(".part")
-        with open(partial, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            _sync(file)
-        partial.rename(path)
+        with staged_file(self.out / PREDICTIONS / f"{key}.npz") as staged, open(staged, "wb") as to:
+            np.savez(to, **arrays)  # type: ignore[arg-type]
 
     def drop_arrays(self, key: str) -> None:
         """Removes arrays that nobody needs any more."""
@@ -110,16 +107,8 @@ def _json(value: Any) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(".part")
-    with open(partial, "wb") as file:
-        file.write(content)
-        _sync(file)
-    partial.rename(path)
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    with staged_file(path) as staged:
+        staged.write_bytes(content)
 
 
 def _check_same(found: Any, wanted: Any, out: Path, place: str = "") -> None:

@@ -12,6 +12,7 @@ import msgspec
 
 from ..comparison import plots
 from ..metrics import auc_standard_error
+from ..staging import staged_file
 from .report_tables import (
     beside_paper,
     difference_table,
@@ -60,7 +61,9 @@ ONE_REPEAT_NOTE = (
 def write(results: Mapping[str, Any], path: str | Path) -> Path:
     """Writes the report of results of `experiment.compare` or `runs.train`; returns its path."""
     path = Path(path)
-    path.write_text(render(results), encoding="utf-8")
+    page = render(results)
+    with staged_file(path) as staged:
+        staged.write_text(page, encoding="utf-8")
     return path
 
 

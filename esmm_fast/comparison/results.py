@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from ..staging import staged_file
 from .intervals import paired_difference
 
 COLUMNS = {
@@ -134,7 +135,8 @@ def to_json(results: Mapping[str, Any]) -> bytes:
 def write(results: Mapping[str, Any], out: str | Path) -> None:
     """Writes results.json, results.md, and every number of every run as runs.csv and runs.parquet.
 
-    The last two have the columns method, repeat, seed, metric (its place) and value.
+    The last two have the columns method, repeat, seed, metric (its place) and value. Each is
+    replaced whole.
     """
     import pyarrow as pa
     import pyarrow.csv
@@ -142,11 +144,16 @@ def write(results: Mapping[str, Any], out: str | Path) -> None:
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_bytes(to_json(results))
-    (out / "results.md").write_text(markdown(results), encoding="utf-8")
     table = pa.Table.from_pylist(list(rows_of(results)), schema=_schema(pa))
-    pa.csv.write_csv(table, out / "runs.csv")
-    pa.parquet.write_table(table, out / "runs.parquet")
+    files: dict[str, Callable[[Path], Any]] = {
+        "results.json": lambda path: path.write_bytes(to_json(results)),
+        "results.md": lambda path: path.write_text(markdown(results), encoding="utf-8"),
+        "runs.csv": lambda path: pa.csv.write_csv(table, path),
+        "runs.parquet": lambda path: pa.parquet.write_table(table, path),
+    }
+    for name, write_into in files.items():
+        with staged_file(out / name) as staged:
+            write_into(staged)
 
 
 def _schema(pa: Any) -> Any:

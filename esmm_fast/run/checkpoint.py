@@ -13,7 +13,6 @@ ends. A second one of the same step is `step-0000000196.1`, and the first is rem
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..staging import sync
 from .nested import join_tensors, split_tensors
 
 VERSION = 2
@@ -155,15 +155,6 @@ def latest(folder: str | Path) -> Checkpoint:
     if not (found := _found(Path(folder))):
         raise ValueError(f"{folder}: expected a checkpoint step-..., found none")
     return load(found[-1][2])
-
-
-def sync(path: Path) -> None:
-    """Makes the operating system write a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _found(folder: Path) -> list[tuple[int, int, Path]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from ..data.dataset import Dataset
 from ..evaluation import COLUMNS, Predictions, predict_batch
 from ..methods import evaluation_batches
 from ..progress import Bar
-from ..staging import naming, refuse_existing
-from .checkpoint import sync
+from ..staging import naming, refuse_existing, staged_file
 from .run import Run, check_same_fields
 
 SCHEMA = pa.schema(
@@ -60,32 +58,24 @@ def write_predictions(
     batches = evaluation_batches(dataset, run.vocabulary, run.config.settings, run.schema)
     for network in trained.networks.values():
         network.eval()
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     with naming(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        beside.touch()
     written, waiting = 0, []
-    try:
-        with (
-            pa.parquet.ParquetWriter(beside, SCHEMA, use_dictionary=False) as writer,
-            Bar(batches, progress, "predict") as bar,
-        ):
-            for batch in bar.over():
-                parts = {
-                    n: predict_batch(network, batch) for n, network in trained.networks.items()
-                }
-                waiting.append(_table(trained.method.combine(parts).corrected(kept)))
-                if sum(len(table) for table in waiting) >= ROWS_AT_ONCE:
-                    writer.write_table(pa.concat_tables(waiting).combine_chunks())
-                    waiting.clear()
-                written += len(batch.labels)
-                bar.advance(len(batch.labels))
-            if waiting:
+    with (
+        staged_file(out) as staged,
+        pa.parquet.ParquetWriter(staged, SCHEMA, use_dictionary=False) as writer,
+        Bar(batches, progress, "predict") as bar,
+    ):
+        for batch in bar.over():
+            parts = {n: predict_batch(network, batch) for n, network in trained.networks.items()}
+            waiting.append(_table(trained.method.combine(parts).corrected(kept)))
+            if sum(len(table) for table in waiting) >= ROWS_AT_ONCE:
                 writer.write_table(pa.concat_tables(waiting).combine_chunks())
-        sync(beside)
-        beside.rename(out)
-    finally:
-        beside.unlink(missing_ok=True)
+                waiting.clear()
+            written += len(batch.labels)
+            bar.advance(len(batch.labels))
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting).combine_chunks())
     return written
 
 

@@ -30,7 +30,7 @@ from ..methods import Network, Trained, build_networks, fit_method
 from ..run import checkpoint, memory
 from ..samplers import common_rows_of
 from ..schema import Schema
-from ..staging import refuse_existing, staged_directory
+from ..staging import refuse_existing, staged_directory, sync
 from ..train import History
 from ..vocabulary import Vocabulary
 from .log import event_writer_class
@@ -107,7 +107,7 @@ def train(
             config.save(run_config, staged / "config.yaml")
             vocabulary.save(staged / "vocabulary.arrow")
             for path in (*staged.iterdir(), staged):
-                checkpoint.sync(path)
+                sync(path)
     elif _saved_config(out) != run_config:
         config.save(run_config, out / "config.yaml")
 

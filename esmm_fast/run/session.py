@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
@@ -17,6 +16,7 @@ import torch
 from .. import _library
 from ..config import RunConfig
 from ..run import checkpoint
+from ..staging import lock
 from ..train import Training
 from .interruption import Interrupted, Interruption
 from .log import RunLog
@@ -49,7 +49,7 @@ class Session:
         begun_here: bool,
     ) -> None:
         self.run, self.config, self.say, self.begun_here = run, run_config, say, begun_here
-        self._lock = _locked(run)
+        self._lock = lock(run, f"{run}: another process is training this run")
         self.facts = {**facts, "machine": _what_bits_depend_on()}
         self.folder = run / "checkpoints"
         self.trainings: dict[str, Training] = {}
@@ -171,17 +171,6 @@ class Session:
         )
         self._saved, self._saved_at = (self.steps, finished), time.monotonic()
         return path
-
-
-def _locked(run: Path) -> int:
-    """Returns a descriptor of the run's directory, which no other process holds until it closes."""
-    descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise FileExistsError(f"{run}: another process is training this run") from None
-    return descriptor
 
 
 def _what_bits_depend_on() -> dict[str, Any]:
