@@ -6,6 +6,7 @@ A model is any `nn.Module` with `out = model(batch)`; of `out` the attributes `p
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -164,6 +165,13 @@ class Truth:
             )
         rows = order[at]
         return Truth(self.sample_id[rows], self.pctr[rows], self.pcvr[rows])
+
+    def crc32(self) -> str:
+        """Returns a checksum of all of it, as 8 hexadecimal digits."""
+        sums = 0
+        for column in (self.sample_id, self.pctr, self.pcvr):
+            sums = zlib.crc32(np.ascontiguousarray(column), sums)
+        return f"{sums:08x}"
 
     def check_covers(self, dataset: Any) -> None:
         """Raises ValueError where these are not the impressions of a dataset, each once.

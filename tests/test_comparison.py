@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,9 @@ def test_methods_and_repeats_can_be_added(
     with pytest.raises(FileExistsError, match=r"holdout = 0.1, asked for is 0.2"):
         compare(synthetic_log, ["base"], out=tmp_path / "grown", holdout=0.2)
     other = share_of_groups(synthetic_log.train, 0.5)
+    other_truth = replace(synthetic_log.truth, pcvr=synthetic_log.truth.pcvr / 2)
+    with pytest.raises(FileExistsError, match=r"truth_crc32 = '\w{8}', asked for is '\w{8}'"):
+        compare(synthetic_log, ["base"], out=tmp_path / "grown", truth=other_truth)
     with pytest.raises(FileExistsError, match=r"train\.selection"):
         experiment.compare(
             other,
@@ -160,6 +164,42 @@ def test_base_may_come_later(
     again = compare(synthetic_log, names, out=out, say=lines.append)
     assert "7 of 8 runs are there already" in lines
     assert without_times(again["methods"]["esmm"]) == without_times(whole["methods"]["esmm"])
+
+
+def test_what_is_finished_does_not_shrink(synthetic_log: SyntheticLog, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"out": out, "truth": None, "holdout": 0.0}
+    tables.write(compare(synthetic_log, ["base"], **options, repeats=2), out)
+    written = (out / "results.json").read_bytes()
+    for methods, repeats, missing in ((["esmm"], 2, "method base"), (["base"], 1, "repeat 2")):
+        with pytest.raises(FileExistsError, match=f"holds results with {missing}, which is not"):
+            compare(synthetic_log, methods, **options, repeats=repeats)
+    assert (out / "results.json").read_bytes() == written
+    train, test = synthetic_log.train, synthetic_log.test
+    of_shares = {"settings": SETTINGS, "repeats": 2, "out": out}
+    with pytest.raises(FileExistsError, match="train_shares = None, asked for is True"):
+        experiment.compare_shares(train, test, ["base"], [50], **of_shares)
+    of_shares |= {"out": tmp_path / "shares", "repeats": 1}
+    found = experiment.compare_shares(train, test, ["base"], [30, 50], **of_shares)
+    tables.write(found, tmp_path / "shares")
+    with pytest.raises(FileExistsError, match="holds results with share 30, which is not asked"):
+        experiment.compare_shares(train, test, ["base"], [50], **of_shares)
+    with pytest.raises(FileExistsError, match="holds results with share 30, which is not asked"):
+        compare(synthetic_log, ["base"], **{**options, "out": tmp_path / "shares"})
+
+
+def test_two_processes_do_not_compare_in_one_place(
+    synthetic_log: SyntheticLog, tmp_path: Path
+) -> None:
+    def say(line: str) -> None:
+        with pytest.raises(FileExistsError, match="another process is at work on this"):
+            compare(synthetic_log, ["base"], out=tmp_path / "out")
+        said.append(line)
+
+    said: list[str] = []
+    compare(synthetic_log, ["base"], out=tmp_path / "out", repeats=1, say=say)
+    compare(synthetic_log, ["base"], out=tmp_path / "out", repeats=1)
+    assert said
 
 
 def test_shared_networks_are_trained_once_a_repeat(

@@ -6,53 +6,79 @@ predictions/<run>.npz. Each is written beside its place and renamed: what exists
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from ..staging import staged_file
+from ..staging import lock, naming, staged_file
 
 Arrays = dict[str, NDArray[Any]]
 
 PLAN, RECORDS, PREDICTIONS = "plan.json", "records", "predictions"
 
 
-class Records:
-    """The finished runs of one comparison, by key; in memory alone where there is no directory.
+class Guard:
+    """A directory that belongs to one plan, and while it is entered to one process.
 
     Args:
         out: Directory; made where it is missing. One that holds another plan is refused, one that
-            holds this plan is gone on with.
+            holds this plan is gone on with. None: nothing is guarded.
         plan: Whatever the numbers depend on, as plain values.
 
     Raises:
-        FileExistsError: `out` holds something else, or a comparison of another plan; says the first
-            difference.
+        FileExistsError: `out` holds something else, or a comparison of another plan (says the first
+            difference), or another process is at work there.
     """
 
     def __init__(self, out: str | Path | None, plan: Mapping[str, Any]) -> None:
         self.out = None if out is None else Path(out)
-        self._records: dict[str, Any] = {}
-        self._arrays: dict[str, Arrays] = {}
+        self._held: int | None = None
         if self.out is None:
             return
         wanted = _plain(plan)
         path = self.out / PLAN
-        if path.is_file():
-            _check_same(msgspec.json.decode(path.read_bytes()), wanted, self.out)
-        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        taken = self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir()))
+        if taken and not path.is_file():
             raise FileExistsError(
                 f"{self.out}: expected nothing there, or a comparison to go on with; "
                 f"it exists and has no {PLAN}"
             )
-        for folder in (RECORDS, PREDICTIONS):
-            (self.out / folder).mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
-            _write(path, _json(wanted))
+        with naming(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+        with self:
+            if path.is_file():
+                _check_same(msgspec.json.decode(path.read_bytes()), wanted, self.out)
+            else:
+                _write(path, _json(wanted))
+
+    def __enter__(self) -> Self:
+        if self.out is not None:
+            self._held = lock(
+                self.out, f"{self.out}: another process is at work on this comparison"
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+
+class Records(Guard):
+    """The finished runs of one comparison, by key; in memory alone where there is no directory."""
+
+    def __init__(self, out: str | Path | None, plan: Mapping[str, Any]) -> None:
+        super().__init__(out, plan)
+        self._records: dict[str, Any] = {}
+        self._arrays: dict[str, Arrays] = {}
+        if self.out is not None:
+            for folder in (RECORDS, PREDICTIONS):
+                (self.out / folder).mkdir(exist_ok=True)
 
     def record(self, key: str) -> Any:
         """Returns the record of a run, or None."""

@@ -43,6 +43,9 @@ PAPER_TABLE = {
 }
 """Table 2 of arXiv:1804.07931, public data, AUC in percent: CVR mean and deviation, CTCVR's."""
 
+RESULTS = "results.json"
+"""The results of a comparison in its directory."""
+
 DIFFERENCES = {
     "cvr": "metrics.cvr.auc",
     "ctcvr": "metrics.ctcvr.auc",
@@ -146,7 +149,7 @@ def write(results: Mapping[str, Any], out: str | Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pylist(list(rows_of(results)), schema=_schema(pa))
     files: dict[str, Callable[[Path], Any]] = {
-        "results.json": lambda path: path.write_bytes(to_json(results)),
+        RESULTS: lambda path: path.write_bytes(to_json(results)),
         "results.md": lambda path: path.write_text(markdown(results), encoding="utf-8"),
         "runs.csv": lambda path: pa.csv.write_csv(table, path),
         "runs.parquet": lambda path: pa.parquet.write_table(table, path),
