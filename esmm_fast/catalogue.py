@@ -276,7 +276,7 @@ def divided(ctr: Predictions, ctcvr: Predictions) -> Predictions:
         raise ValueError("expected a pctr of the one and a pctcvr of the other network")
     with np.errstate(divide="ignore", invalid="ignore"):
         pcvr = np.where(ctcvr.pctcvr > 0, ctcvr.pctcvr / ctr.pctr, np.float32(0))
-    return replace(ctcvr, pctr=None, pcvr=pcvr)
+    return replace(ctcvr, pctr=ctr.pctr, pcvr=pcvr)
 
 
 PAPER = ("base", "aman", "oversampling", "unbias", "division", "esmm-ns", "esmm")

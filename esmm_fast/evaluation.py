@@ -60,10 +60,14 @@ class Predictions:
         """Returns these as of all impressions, where training kept a share of the unclicked ones.
 
         pCTR and pCTCVR change, pCVR does not; see `calibration.undo_down_sampling`.
+
+        Raises:
+            ValueError: `kept` is no share, or there is a pCTCVR to correct and no pCTR.
         """
-        if kept == 1 or self.pctr is None:
-            return self
-        return self.with_pctr(undo_down_sampling(self.pctr, kept))
+        if self.pctr is None and self.pctcvr is not None and kept != 1:
+            raise ValueError("kept: expected predictions with a pCTR, got a pCTCVR without one")
+        pctr = undo_down_sampling([] if self.pctr is None else self.pctr, kept)
+        return self if kept == 1 or self.pctr is None else self.with_pctr(pctr)
 
 
 def predict_batch(model: nn.Module, batch: Batch) -> Predictions:
@@ -170,7 +174,7 @@ class Truth:
         """Returns a checksum of all of it, as 8 hexadecimal digits."""
         sums = 0
         for column in (self.sample_id, self.pctr, self.pcvr):
-            sums = zlib.crc32(np.ascontiguousarray(column), sums)
+            sums = zlib.crc32(column.tobytes(), sums)
         return f"{sums:08x}"
 
     def check_covers(self, dataset: Any) -> None:

@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -120,8 +121,11 @@ def test_default_optimizers_split_tables_and_towers() -> None:
 def test_given_optimizers_are_the_ones_used() -> None:
     batches, _ = make_batches(300)
     model = Rate()
-    fit(model, batches, optimizers=[torch.optim.SGD(model.parameters(), lr=0.0)])
-    assert model.logit.tolist() == [0, 0]
+    sgd = torch.optim.SGD(model.parameters(), lr=0.0)
+    fit(model, batches, optimizers=[sgd])
+    falling = torch.optim.lr_scheduler.ExponentialLR(sgd, 0.5)
+    fit(model, batches, optimizers=sgd, schedulers=falling)  # one will do
+    assert model.logit.tolist() == [0, 0] and falling.last_epoch == 3
 
 
 def test_the_same_seed_gives_the_same_model() -> None:
@@ -255,6 +259,19 @@ def test_another_pctr_changes_the_product_alone() -> None:
         found.with_pctr(np.zeros(3, np.float32))
 
 
+def test_what_down_sampling_did_is_undone_or_refused() -> None:
+    half = np.full(2, 0.5, np.float32)
+    found = Predictions(np.zeros((2, 2), np.float32), pctr=half, pcvr=half, pctcvr=half * half)
+    np.testing.assert_allclose(found.corrected(0.25).pctcvr, [0.1, 0.1])
+    only_pcvr = replace(found, pctr=None, pctcvr=None)
+    assert only_pcvr.corrected(0.25) is only_pcvr
+    for each in (found, only_pcvr):
+        with pytest.raises(ValueError, match="kept: expected a share above 0 and at most 1, got 7"):
+            each.corrected(7)
+    with pytest.raises(ValueError, match="kept: expected predictions with a pCTR, got a pCTCVR w"):
+        replace(found, pctr=None).corrected(0.25)
+
+
 def test_against_the_truth_by_space() -> None:
     batches, truth = make_batches(3_000)
     labels = np.concatenate([b.labels.numpy() for b in batches])
@@ -349,6 +366,15 @@ def test_evaluations_within_an_epoch() -> None:
         on_evaluation=lambda history: seen.append(history.steps),
     )
     assert history.valid_steps == seen == [2, 4, 5, 6, 8, 10]
+
+
+def test_evaluations_need_a_set_and_a_number_of_steps() -> None:
+    batches, _ = make_batches(200)
+    for steps in (0, -1):
+        with pytest.raises(ValueError, match=f"evaluate_steps: expected at least 1, got {steps}"):
+            fit(Rate(), batches, valid=batches, evaluate_steps=steps)
+    with pytest.raises(ValueError, match="evaluate_steps: expected valid with it, got none"):
+        fit(Rate(), batches, evaluate_steps=2)
 
 
 def test_early_stopping_keeps_the_best_parameters() -> None:
@@ -464,6 +490,24 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_module, "READ_STEPS", 4)
 
 
+def test_no_loss_is_lost_where_a_callback_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    late(monkeypatch)
+    batches, _ = make_batches(1000)
+    seen: list[int] = []
+
+    def on_step(step: Step) -> None:
+        seen.append(step.step)
+        if step.step == 2:
+            raise OSError("no room for the log")
+
+    training = Training(make_model(), batches, on_step=on_step)
+    with pytest.raises(OSError, match="no room"):
+        training.run()
+    state = training.state_dict()  # reads the others
+    assert seen == [1, 2, 3, 4] and training.whole
+    assert len(state["history"]["losses"]) == len(training.history.batch_sizes) == 4
+
+
 def test_losses_read_late_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     batches, _ = make_batches(1000)
     at_once: list[Step] = []
@@ -496,6 +540,7 @@ def test_a_loss_that_is_not_finite_is_found_late_but_with_its_step(
     ):
         training.run()
     assert not training.whole and training.history.steps == 4
+    assert training.history.loss_curve() == ([100], [0.0]) and training.history.losses == [0.0]
 
 
 @pytest.mark.cuda

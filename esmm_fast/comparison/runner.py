@@ -66,7 +66,8 @@ class Runner:
             if pctr is None:
                 raise RuntimeError("the CTR network gives no pctr")
             judged[part] = own.with_pctr(pctr)
-            if part == "test" and own.pctr is not None:
+            shared = all(network.shared for network in method.networks.values())
+            if part == "test" and own.pctr is not None and not shared:
                 with_own = task_metrics(own)
                 record["own_pctr"] = {task: with_own[task] for task in ("ctr", "ctcvr")}
         result = task_metrics(judged["test"], self.truth)
