@@ -264,6 +264,8 @@ class ESMM(EntireSpaceChain):
     >>> model.loss(out, batch).backward()
     """
 
+    predicts = ("ctr", "cvr", "ctcvr")
+
     def __init__(
         self,
         fields: Schema | Mapping[str, int] | Iterable[Field],

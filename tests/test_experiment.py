@@ -143,6 +143,8 @@ def test_bad_arguments(synthetic_log: SyntheticLog) -> None:
         experiment.compare(train, test, ["base", "base"])
     with pytest.raises(ValueError, match="repeats: expected at least 1, got 0"):
         experiment.compare(train, test, repeats=0)
+    with pytest.raises(ValueError, match="test: expected impressions, got none in"):
+        experiment.compare(train, test.select([]))
     for holdout in (-0.1, 1.0):
         with pytest.raises(ValueError, match=f"holdout: expected a share from 0 .*got {holdout}"):
             experiment.compare(train, test, holdout=holdout)

@@ -93,6 +93,9 @@ def compare(
         raise ValueError(f"holdout: expected a share from 0 to below 1, got {holdout}")
     chosen = resolve(methods)
     _check_not_fewer(out, [method.name for method in chosen], repeats)
+    for name, each in (("train", train), ("test", test)):
+        if not len(each):
+            raise ValueError(f"{name}: expected impressions, got none in {each.path}")
     check_same_fields(train.schema, test.schema, train.path, test.path)
     if truth is not None:
         truth.check_covers(test)

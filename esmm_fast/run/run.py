@@ -25,8 +25,9 @@ from ..calibration import Slices
 from ..catalogue import TRAINABLE, by_name
 from ..config import RunConfig, Settings
 from ..data.dataset import Dataset
+from ..early_stopping import watches
 from ..evaluation import SPACES, Truth, task_columns, task_metrics
-from ..methods import Network, Trained, build_networks, fit_method
+from ..methods import Method, Network, Trained, build_networks, fit_method
 from ..run import checkpoint, memory
 from ..samplers import common_rows_of
 from ..schema import Schema
@@ -70,8 +71,8 @@ def train(
         FileExistsError: If `out` exists and is not to be continued.
         Interrupted: After a signal, with the state saved.
         MemoryError: If the tables do not fit.
-        ValueError: If the datasets' fields differ, the method is unknown, or `out` holds the run of
-            another config or of other data.
+        ValueError: If the datasets' fields differ, the method is unknown or predicts nothing that
+            early stopping watches, or `out` holds the run of another config or of other data.
     """
     out = Path(out)
     going_on = resume and out.exists()
@@ -84,6 +85,7 @@ def train(
     settings = run_config.settings
     dataset = Dataset(run_config.train)
     valid = None if run_config.valid is None else Dataset(run_config.valid)
+    _check_watched(run_config, method)
     if valid is not None:
         check_same_fields(dataset.schema, valid.schema, run_config.train, run_config.valid)
 
@@ -108,8 +110,6 @@ def train(
             vocabulary.save(staged / "vocabulary.arrow")
             for path in (*staged.iterdir(), staged):
                 sync(path)
-    elif _saved_config(out) != run_config:
-        config.save(run_config, out / "config.yaml")
 
     facts = {
         "esmm_fast": __version__,
@@ -119,6 +119,8 @@ def train(
         "data": {name: _fingerprint(d) for name, d in (("train", dataset), ("valid", valid)) if d},
     }
     with Session(out, run_config, facts, say, begun_here=not going_on) as session:
+        if _saved_config(out) != run_config:
+            config.save(run_config, out / "config.yaml")
         trained = fit_method(
             method,
             dataset,
@@ -181,6 +183,18 @@ def _check_same_config(saved: RunConfig, asked: RunConfig, run: Path) -> None:
                 f"{key}: {run} was begun with {there!r}, got {here!r}: a run is continued as it "
                 "was begun; choose another --out for another one"
             )
+
+
+def _check_watched(run_config: RunConfig, method: Method) -> None:
+    """Raises ValueError where no network of a method predicts what early stopping watches."""
+    stopping = run_config.early_stopping
+    makers = [network.model for network in method.networks.values()]
+    if stopping is not None and not any(watches(stopping, maker) for maker in makers):
+        known = dict.fromkeys(t for maker in makers for t in getattr(maker, "predicts", ()))
+        raise ValueError(
+            f"early_stopping.metric: expected one of {', '.join(known)}, which the networks of "
+            f"{method.name} predict, got {stopping.metric!r}"
+        )
 
 
 def _with_whole_paths(run_config: RunConfig) -> RunConfig:

@@ -15,6 +15,7 @@ import torch
 
 from .. import _library
 from ..config import RunConfig
+from ..early_stopping import watches
 from ..run import checkpoint
 from ..staging import lock
 from ..train import Training
@@ -70,6 +71,7 @@ class Session:
         if checkpoint.exists(self.folder):
             self._restored = checkpoint.latest(self.folder)
             self._check(self._restored)
+            self._saved = (self._restored.step, bool(self._restored.facts["finished"]))
             state = self._restored.training()
             self._states, log = state["networks"], state["log"]
         return RunLog(self.run, log, tensorboard=self.config.tensorboard)
@@ -117,13 +119,16 @@ class Session:
     def _keep_what_there_is(self, error: Exception) -> None:
         if self.begun_here and not self.steps:
             shutil.rmtree(self.run)
-        elif not isinstance(error, OSError) and all(t.whole for t in self.trainings.values()):
+            return
+        step_saved = 0 if self._saved is None else self._saved[0]
+        whole = all(training.whole for training in self.trainings.values())
+        if not isinstance(error, OSError) and whole and self.steps > step_saved:
             self.save()
 
     def prepare(self, name: str, training: Training) -> None:
         """Makes a network's training part of the run: restores, logs and saves it."""
         self.log.steps_before = self.steps
-        training.early_stopping = self.config.early_stopping
+        training.early_stopping = watches(self.config.early_stopping, training.model)
         training.evaluate_steps = self.config.evaluate_steps
         training.on_step = partial(self.log.step, name)
         training.on_evaluation = lambda history: self.log.evaluation(name, training.epoch, history)
