@@ -100,18 +100,19 @@ def evaluate(
     CTR over all, CVR over clicked, CTCVR over all impressions, with the model's own pCTR.
     """
     from ..data.dataset import Dataset
+    from ..evaluation import Truth
     from ..run.run import Run
-    from ..train import Truth
 
     loaded = Run.load(run)
     known = None if truth is None else Truth.load(truth)
-    result = loaded.evaluate(Dataset(dataset), known, kept=unclicked_kept, by=by, progress=True)
+    options: dict[str, Any] = {"kept": unclicked_kept, "by": by, "top": None if as_json else top}
+    result = loaded.evaluate(Dataset(dataset), known, **options, progress=True)
     if as_json:
         echo_json(result)
     else:
         echo_metrics(result)
         for field, tasks in result.get("slices", {}).items():
-            echo_slices(field, tasks, top)
+            echo_slices(field, tasks)
 
 
 @click.command()

@@ -256,6 +256,7 @@ class Run:
         *,
         kept: float = 1.0,
         by: Sequence[str] = (),
+        top: int | None = None,
         progress: bool = False,
     ) -> dict[str, Any]:
         """Returns the metrics of the run's own predictions; see `evaluation.task_metrics`.
@@ -267,6 +268,7 @@ class Run:
                 `calibration.undo_down_sampling`.
             by: Fields; for each, `slices.<field>.<task>` holds the calibration by feature id, see
                 `calibration.Slices`.
+            top: As many slices of each at most, the largest ones; None: all.
             progress: Shows a bar.
         """
         check_same_fields(self.schema, dataset.schema, self.path, dataset.path)
@@ -280,7 +282,7 @@ class Run:
         if slices:
             tasks = {task: task_columns(predictions, task) for task in SPACES if task in result}
             result["slices"] = {
-                field: {task: each.calibration(*columns) for task, columns in tasks.items()}
+                field: {task: each.calibration(*columns, top) for task, columns in tasks.items()}
                 for field, each in slices.items()
             }
         return result
