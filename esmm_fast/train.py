@@ -19,22 +19,9 @@ from torch import Tensor, nn
 from .batch import Batch
 from .config import EarlyStopping
 from .early_stopping import Best
-from .evaluation import Predictions, Truth, device_of, evaluate, moved, predict, task_metrics
+from .evaluation import device_of, evaluate, moved
 from .progress import Bar
 from .schedule import default_optimizers
-
-__all__ = [
-    "History",
-    "Predictions",
-    "Step",
-    "Training",
-    "Truth",
-    "default_optimizers",
-    "evaluate",
-    "fit",
-    "predict",
-    "task_metrics",
-]
 
 READ_STEPS = 50
 """Steps from one reading of the losses to the next on a device that works ahead of Python."""

@@ -351,7 +351,7 @@ def test_files(whole: dict[str, Any], tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == whole["rows"]
     text = (tmp_path / "results.md").read_text()
     assert "| ESMM | " in text and "| AMAN 50 % | " in text and "+2.56 | +3.25 |" in text
-    page = report.render(report.load(tmp_path / "results.json"))
+    page = report.render(json.loads((tmp_path / "results.json").read_text()))
     assert "The whole grids" in page
 
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_line_every_50_steps_and_the_rest_at_the_end_of_an_epoch(tmp_path: Path) -> None:
-    with RunLog(tmp_path) as log:
+    with closing(RunLog(tmp_path)) as log:
         steps(log, 1, 60)
         result = {"impressions": 3, "ctr": {"auc": 0.5}}
         log.evaluation("esmm", 1, History(steps=60, valid=[result], valid_steps=[60]))
-        log.epoch("esmm", 1, History())
+        log.rest("esmm")
     first, rest, valid = lines(tmp_path)
     assert first == {
         "network": "esmm",
@@ -44,16 +45,16 @@ def test_a_line_every_50_steps_and_the_rest_at_the_end_of_an_epoch(tmp_path: Pat
 def test_it_goes_on_where_a_run_was_saved(stop: int, tmp_path: Path) -> None:
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
-    with RunLog(tmp_path / "whole") as log:
+    with closing(RunLog(tmp_path / "whole")) as log:
         steps(log, 1, 120)
-        log.epoch("esmm", 1, History())
-    with RunLog(tmp_path / "cut") as log:
+        log.rest("esmm")
+    with closing(RunLog(tmp_path / "cut")) as log:
         steps(log, 1, stop)
         state = log.state(stop)
         steps(log, stop + 1, 110)  # is lost
-    with RunLog(tmp_path / "cut", json.loads(json.dumps(state))) as log:
+    with closing(RunLog(tmp_path / "cut", json.loads(json.dumps(state)))) as log:
         steps(log, stop + 1, 120)
-        log.epoch("esmm", 1, History())
+        log.rest("esmm")
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     (tmp_path / "cut" / "metrics.jsonl").write_text("")
     if state["bytes"]:
@@ -71,7 +72,7 @@ def test_events(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event
 
-    with RunLog(tmp_path, tensorboard=True) as log:
+    with closing(RunLog(tmp_path, tensorboard=True)) as log:
         steps(log, 1, 50)
         log.steps_before = 50
         steps(log, 1, 50)

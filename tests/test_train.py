@@ -17,20 +17,11 @@ from torch import Tensor, nn
 from esmm_fast import ESMM, Batch, Schema, metrics
 from esmm_fast import train as train_module
 from esmm_fast.config import EarlyStopping
+from esmm_fast.evaluation import Predictions, Truth, evaluate, predict, task_metrics
 from esmm_fast.progress import Bar
 from esmm_fast.reference import batch_plan
-from esmm_fast.train import (
-    History,
-    Predictions,
-    Step,
-    Training,
-    Truth,
-    default_optimizers,
-    evaluate,
-    fit,
-    predict,
-    task_metrics,
-)
+from esmm_fast.schedule import default_optimizers
+from esmm_fast.train import History, Step, Training, fit
 
 ITEMS = 20
 SCHEMA = Schema.of({"item": ITEMS, "shop": 5})

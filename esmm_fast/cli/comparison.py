@@ -77,7 +77,7 @@ def compare(
     from .. import config
     from ..comparison import experiment, report, results
     from ..data.dataset import Dataset
-    from ..train import Truth
+    from ..evaluation import Truth
 
     names = [name.strip() for name in methods.split(",")]
     options: dict[str, Any] = {

@@ -8,8 +8,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from ..comparison import plots
 from ..metrics import auc_standard_error
 from ..staging import staged_file
@@ -51,9 +49,8 @@ SPACES = (
 
 
 ONE_REPEAT_NOTE = (
-    "One repeat: the mean prediction of one training is one draw. Over ten seeds of the comparison "
-    "in docs/comparison.md (1,000,000 impressions) it had a standard deviation of 12 % (BASE) to "
-    "22 % (ESMM), so the farthest seeds are a factor of about 1.5 to 2 apart."
+    "One repeat: the mean prediction of one training is one draw, and another seed gives another; "
+    "how far apart they lie, only repeats show."
 )
 """What stands beside means of a single training."""
 
@@ -327,9 +324,3 @@ def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 def _listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
-
-
-def load(path: str | Path) -> dict[str, Any]:
-    """Returns the results of a results.json."""
-    content: dict[str, Any] = msgspec.json.decode(Path(path).read_bytes())
-    return content

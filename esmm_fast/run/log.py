@@ -47,10 +47,8 @@ class RunLog:
         """Steps of the networks before; TensorBoard's axis goes on over all of them."""
         self._events = _event_writer(run / "tensorboard", state["steps"]) if tensorboard else None
 
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Ends the log; what was written is there."""
         self._file.close()
         if self._events is not None:
             self._events.close()
@@ -72,7 +70,7 @@ class RunLog:
 
     def evaluation(self, network: str, epoch: int, history: History) -> None:
         """Writes the steps since the last line, and an evaluation."""
-        self.epoch(network, epoch, history)
+        self.rest(network)
         step, result = history.valid_steps[-1], history.valid[-1]
         self._write({"network": network, "epoch": epoch, "step": step, "valid": result})
         values = {
@@ -83,7 +81,7 @@ class RunLog:
         }
         self._event(values, step)
 
-    def epoch(self, network: str, epoch: int, history: History) -> None:
+    def rest(self, network: str) -> None:
         """Writes the steps since the last line."""
         if self._losses and self._last is not None:
             self._flush(network, self._last)

@@ -112,7 +112,7 @@ class Session:
             if isinstance(error, Exception) and not isinstance(error, Interrupted):
                 self._keep_what_there_is(error)
         finally:
-            self.log.__exit__()
+            self.log.close()
             self.interruption.__exit__()
             os.close(self._lock)
 
@@ -132,7 +132,7 @@ class Session:
         training.evaluate_steps = self.config.evaluate_steps
         training.on_step = partial(self.log.step, name)
         training.on_evaluation = lambda history: self.log.evaluation(name, training.epoch, history)
-        training.on_epoch = partial(self.log.epoch, name)
+        training.on_epoch = lambda epoch, history: self.log.rest(name)
         training.between = self.between
         self.trainings[name] = training
         if self._restored is not None and name in self._states:
