@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .data.dataset import Dataset
+from .data.facts import common_rows_of
 from .evaluation import Predictions
 
 PROPENSITY_FLOOR = 0.1
@@ -172,12 +173,6 @@ def split_off_end(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
         )
     rows = np.arange(len(group))
     return dataset.select(rows[:cut]), dataset.select(rows[cut:])
-
-
-def common_rows_of(dataset: Dataset) -> NDArray[np.int64]:
-    """Returns the common row of each impression of a view, [n]."""
-    rows = dataset.impressions["common_row"].to_numpy()
-    return (rows if dataset.selection is None else rows[dataset.selection]).astype(np.int64)
 
 
 def groups_of(dataset: Dataset) -> NDArray[np.int64]:

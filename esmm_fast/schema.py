@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 Side = Literal["common", "impression"]
 
@@ -158,6 +158,18 @@ class Schema:
                 f"got {type(other).__name__}{hint * hasattr(other, 'schema')}"
             )
         return Schema(given)
+
+
+def check_same_fields(first: Schema, second: Schema, of_first: Any, of_second: Any) -> None:
+    """Raises ValueError where two schemas have different fields, or one on different sides."""
+    sides = [{f.name: f.side for f in schema.fields} for schema in (first, second)]
+    for name in sides[0] | sides[1]:
+        a, b = (side.get(name, "no such field") for side in sides)
+        if a != b:
+            raise ValueError(
+                f"field {name!r}: expected the same in both, got {a} in {of_first}, "
+                f"{b} in {of_second}"
+            )
 
 
 _HISTORY = ("109_14", "110_14", "127_14", "150_14")  # ln(1 + count) of the user's behaviour

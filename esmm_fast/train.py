@@ -54,6 +54,17 @@ class History:
     def impressions_per_second(self) -> float:
         return self.impressions / self.seconds if self.seconds > 0 else float("nan")
 
+    def facts(self) -> dict[str, Any]:
+        """Returns steps, impressions, seconds, rate and loss curve, as results say them."""
+        impressions, losses = self.loss_curve()
+        return {
+            "steps": self.steps,
+            "impressions": self.impressions,
+            "seconds": round(self.seconds, 3),
+            "impressions_per_second": self.impressions_per_second,
+            "loss_curve": {"impressions": impressions, "loss": losses},
+        }
+
     def loss_curve(self, points: int = 100) -> tuple[list[int], list[float]]:
         """Returns impressions seen and the mean loss of the impressions since the point before.
 

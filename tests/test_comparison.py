@@ -19,6 +19,7 @@ from esmm_fast.comparison import results as tables
 from esmm_fast.comparison.intervals import auc_error
 from esmm_fast.config import Settings
 from esmm_fast.data.dataset import Dataset
+from esmm_fast.data.facts import common_rows_of
 from esmm_fast.evaluation import Predictions
 from esmm_fast.methods import Method, Network
 from esmm_fast.networks import CTRNetwork, CVRNetwork
@@ -26,7 +27,6 @@ from esmm_fast.samplers import (
     Context,
     View,
     clicked,
-    common_rows_of,
     share_of_groups,
     split_off_end,
     with_unclicked,

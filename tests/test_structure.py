@@ -40,6 +40,7 @@ ORDER = [
     "data.tables",
     "data.synth",
     "data.dataset",
+    "data.facts",
     "data.dataset_files",
     "data.shards",
     "data.merge_shards",

@@ -19,11 +19,13 @@ from .. import __version__
 from ..catalogue import CTR, family_of, resolve
 from ..config import Settings
 from ..data.dataset import Dataset
+from ..data.facts import counts, dataset_identity
 from ..evaluation import Truth
+from ..machine import available_memory, machine, now
 from ..methods import Method
-from ..run.memory import available
-from ..run.run import check_same_fields, counts, dataset_identity, machine, now, table_memory
+from ..run.memory import table_memory
 from ..samplers import share_of_groups, split_off_end
+from ..schema import check_same_fields
 from ..vocabulary import Vocabulary
 from .records import Guard, Records
 from .results import DIFFERENCES, RESULTS, best_of, differences, label, summarize
@@ -112,7 +114,7 @@ def compare(
         needed = [table_memory([n], sized, settings) for n in networks.values()]  # trained in turn
         most = max(needed, key=lambda each: each.total)
         say(most.lines(checkpoint=False)[0])
-        most.check(available(), checkpoint=False)
+        most.check(available_memory(), checkpoint=False)
         runner = Runner(train, parts, chosen, settings, truth, vocabulary, records, progress)
         by_method = _run_all(runner, chosen, repeats, say)
     base = by_method.get("base", [])

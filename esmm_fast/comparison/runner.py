@@ -13,10 +13,11 @@ from .. import metrics
 from ..catalogue import CTR
 from ..config import Settings
 from ..data.dataset import Dataset
+from ..data.facts import common_rows_of
 from ..evaluation import Predictions, Truth, task_metrics
+from ..machine import peak_memory
 from ..methods import Method, Network, fit_method
-from ..run.run import network_facts, peak_memory
-from ..samplers import Context, View, common_rows_of
+from ..samplers import Context, View
 from ..vocabulary import Vocabulary
 from .intervals import auc_error
 from .records import Arrays, Records
@@ -180,7 +181,7 @@ class Runner:
                 predictions=earlier,
                 progress=self.progress,
             )
-        facts = network_facts(trained)[name]
+        facts = trained.histories[name].facts()
         facts |= {"view": trained.views[name], "peak_memory_bytes": memory.peak}
         alone = replace(trained, method=replace(method, combine=lambda networks: networks[name]))
         datasets = {**self.parts, **{p: self._needed(repeat, view) for p, view in needs.items()}}

@@ -1,14 +1,16 @@
-"""Memory of the embedding tables: how much they take, before it is taken, and how much is free."""
+"""Memory of the embedding tables: how much they take, before it is taken."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+import msgspec
 from torch import nn
 
+from ..config import Settings
 from ..embedding import EmbeddingTables
+from ..methods import Network
 from ..schedule import default_optimizers
 from ..schema import Schema
 from .nested import split_tensors
@@ -39,7 +41,7 @@ class TableMemory:
         """Raises MemoryError where `available` bytes (None: nobody knows) are too few.
 
         Args:
-            available: What `available()` gives.
+            available: What `machine.available_memory` gives.
             checkpoint: Whether checkpoints will be written, which copies a part of the tables.
         """
         needed = self.peak if checkpoint else self.total
@@ -96,36 +98,24 @@ def of_tables(
     return TableMemory(schema.table_rows, fields, row_bytes, copied)
 
 
-def available() -> int | None:
-    """Returns the bytes that this process can still take, or None where the system does not say.
+def table_memory(
+    networks: Sequence[Network], schema: Schema, settings: Settings, kept_copies: int = 0
+) -> TableMemory:
+    """Returns the memory that the tables of networks will take all at once.
 
-    The memory that Linux calls available, or what is left below the limit of the control group
-    (a container's), where that is less.
+    Args:
+        networks: Of a method.
+        schema: With table rows.
+        settings: Dimension and optimizer.
+        kept_copies: Copies of the parameters that training keeps beside them.
     """
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    for folder, limit, used, cache in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-        (
-            "/sys/fs/cgroup/memory",
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            "total_inactive_file",
-        ),
-    ):
-        try:
-            most = int(Path(folder, limit).read_text())
-            taken = int(Path(folder, used).read_text())
-            stat = dict(
-                line.split() for line in Path(folder, "memory.stat").read_text().splitlines()
-            )
-        except (OSError, ValueError):  # no such group, or no limit: "max"
-            continue
-        found.append(most - taken + int(stat.get(cache, 0)))
-    return min(found, default=None)
+    small = msgspec.structs.replace(settings, hidden=(1,))
+    return of_tables(
+        lambda schema: [network.build(schema, small, 0) for network in networks],
+        schema,
+        settings.table_optimizer,
+        kept_copies,
+    )
 
 
 def size_text(size: float) -> str:

@@ -13,8 +13,9 @@ from ..data.dataset import Dataset
 from ..evaluation import COLUMNS, Predictions, predict_batch
 from ..methods import evaluation_batches
 from ..progress import Bar
+from ..schema import check_same_fields
 from ..staging import naming, refuse_existing, staged_file
-from .run import Run, check_same_fields
+from .run import Run
 
 SCHEMA = pa.schema(
     [("sample_id", pa.uint64()), *((name, pa.float32()) for name in COLUMNS)],

@@ -5,34 +5,27 @@ RUN = config.yaml (resolved) · vocabulary.arrow · checkpoints/ · metrics.json
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import os
-import platform
-import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-import torch
 
 from .. import __version__, config
 from ..calibration import Slices
 from ..catalogue import TRAINABLE, by_name
-from ..config import RunConfig, Settings
+from ..config import RunConfig
 from ..data.dataset import Dataset
+from ..data.facts import counts
 from ..early_stopping import watches
 from ..evaluation import SPACES, Truth, task_columns, task_metrics
-from ..methods import Method, Network, Trained, build_networks, fit_method
+from ..machine import available_memory, machine, now
+from ..methods import Method, Trained, build_networks, fit_method
 from ..run import checkpoint, memory
-from ..samplers import common_rows_of
-from ..schema import Schema
+from ..schema import Schema, check_same_fields
 from ..staging import refuse_existing, staged_directory, sync
-from ..train import History
 from ..vocabulary import Vocabulary
 from .log import event_writer_class
 from .session import Session
@@ -93,7 +86,7 @@ def train(
         vocabulary = Vocabulary.load(out / "vocabulary.arrow")
     else:
         vocabulary = Vocabulary.from_dataset(dataset, min_count=settings.min_count)
-    needed = table_memory(
+    needed = memory.table_memory(
         tuple(method.networks.values()),
         vocabulary.sized(dataset.schema),
         settings,
@@ -101,7 +94,7 @@ def train(
     )
     for line in needed.lines():
         say(line)
-    needed.check(memory.available())
+    needed.check(available_memory())
     if run_config.tensorboard:
         event_writer_class()
     if not going_on:
@@ -141,7 +134,7 @@ def train(
         "title": method.title,
         "config": msgspec.to_builtins(run_config),
         "data": {"train": counts(dataset)},
-        "networks": network_facts(trained),
+        "networks": {name: history.facts() for name, history in trained.histories.items()},
     }
     if valid is not None:
         results["data"]["valid"] = counts(valid)
@@ -149,26 +142,6 @@ def train(
             trained.predict(valid, vocabulary, settings, progress=progress)
         )
     return results
-
-
-def table_memory(
-    networks: Sequence[Network], schema: Schema, settings: Settings, kept_copies: int = 0
-) -> memory.TableMemory:
-    """Returns the memory that the tables of networks will take all at once.
-
-    Args:
-        networks: Of a method.
-        schema: With table rows.
-        settings: Dimension and optimizer.
-        kept_copies: Copies of the parameters that training keeps beside them.
-    """
-    small = msgspec.structs.replace(settings, hidden=(1,))
-    return memory.of_tables(
-        lambda schema: [network.build(schema, small, 0) for network in networks],
-        schema,
-        settings.table_optimizer,
-        kept_copies,
-    )
 
 
 def _saved_config(run: Path) -> RunConfig:
@@ -286,105 +259,3 @@ class Run:
                 for field, each in slices.items()
             }
         return result
-
-
-def counts(dataset: Dataset) -> dict[str, Any]:
-    """Returns path, impressions, clicks, conversions (with click) and common rows of a dataset.
-
-    Of a view all but `common_rows`, which is the directory's; `common_rows_used` is the view's.
-    """
-    labels = dataset.labels("and")
-    return {
-        "path": str(dataset.path),
-        "impressions": len(dataset),
-        "clicks": int(labels[:, 0].sum()),
-        "conversions": int(labels[:, 1].sum()),
-        "common_rows": len(dataset.common_rows),
-        "common_rows_used": len(np.unique(common_rows_of(dataset))),
-    }
-
-
-def dataset_identity(dataset: Dataset) -> dict[str, Any]:
-    """Returns what tells a dataset or view from others: its files' checksums, and a view's rows."""
-    files = dataset.manifest["files"]
-    identity = {name: files[name]["xxh64"] for name in sorted(files)}
-    for name in ("selection", "impression_weights"):
-        array = getattr(dataset, name)
-        if array is not None:
-            identity[name] = f"{len(array)} {zlib.crc32(array.tobytes()):08x}"
-    return identity
-
-
-class PeakMemory:
-    """What `peak_memory` measured."""
-
-    peak: int | None = None
-    """Bytes resident at most; None where the system does not say."""
-
-
-@contextlib.contextmanager
-def peak_memory() -> Iterator[PeakMemory]:
-    """Measures the greatest resident memory of the process inside a `with`, on Linux."""
-    measured = PeakMemory()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    except OSError:
-        yield measured
-        return
-    yield measured
-    status = Path("/proc/self/status").read_text()
-    if found := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
-        measured.peak = int(found[1]) * 1024
-
-
-def network_facts(trained: Trained) -> dict[str, Any]:
-    """Returns what the training of each network did, by name."""
-    return {name: _facts(history) for name, history in trained.histories.items()}
-
-
-def now() -> str:
-    """Returns date and time with the zone, to the second."""
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def machine() -> dict[str, Any]:
-    """Returns what the times depend on."""
-    return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-    }
-
-
-def check_same_fields(first: Schema, second: Schema, of_first: Any, of_second: Any) -> None:
-    """Raises ValueError where two schemas have different fields, or one on different sides."""
-    sides = [{f.name: f.side for f in schema.fields} for schema in (first, second)]
-    for name in sides[0] | sides[1]:
-        a, b = (side.get(name, "no such field") for side in sides)
-        if a != b:
-            raise ValueError(
-                f"field {name!r}: expected the same in both, got {a} in {of_first}, "
-                f"{b} in {of_second}"
-            )
-
-
-def _facts(history: History) -> dict[str, Any]:
-    impressions, losses = history.loss_curve()
-    return {
-        "steps": history.steps,
-        "impressions": history.impressions,
-        "seconds": round(history.seconds, 3),
-        "impressions_per_second": history.impressions_per_second,
-        "loss_curve": {"impressions": impressions, "loss": losses},
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
