@@ -149,15 +149,21 @@ def load(path: str | Path) -> dict[str, Any]:
     """Returns the mapping of a YAML file.
 
     Raises:
-        ValueError: Where it is no YAML, or no mapping at its top.
+        ValueError: Where it is no YAML file, has no mapping at its top, or a key twice.
+        PermissionError: Where it may not be read.
     """
     import yaml
 
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: expected a YAML file, got a directory")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _loader())
+    except PermissionError as error:
+        raise PermissionError(f"{path}: cannot be read: no permission") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise ValueError(f"{path}:{line}: not YAML: {error.problem}") from error
+        no_yaml = "" if isinstance(error, yaml.constructor.ConstructorError) else "not YAML: "
+        raise ValueError(f"{path}:{line}: {no_yaml}{error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if content is None:
@@ -165,6 +171,27 @@ def load(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping at the top, got {type(content).__name__}")
     return content
+
+
+def _loader() -> type[Any]:
+    """Returns YAML's safe loader, which here refuses a key that stands twice in a mapping."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            lines: dict[Any, int] = {}
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                    continue
+                name, mark = self.construct_object(key, deep=True), key.start_mark
+                if name in lines:
+                    problem = f"{name}: expected each key once, it stands in line {lines[name]} too"
+                    raise yaml.constructor.ConstructorError(None, None, problem, mark)
+                lines[name] = mark.line + 1
+            found: dict[Any, Any] = super().construct_mapping(node, deep)
+            return found
+
+    return Loader
 
 
 def resolve(
@@ -208,7 +235,7 @@ def resolve(
         # Not strict: YAML 1.1 reads 1e-3, without a point, as a string.
         return msgspec.convert(merged, kind, strict=False)
     except msgspec.ValidationError as error:
-        message = _explained(kind, str(error))
+        message = _explained(kind, str(error), merged)
         given = {key for key, value in (overrides or {}).items() if value is not None}
         of_option = any(key.rpartition(".")[2] in re.split(r"\W+", message) for key in given)
         where = f"{source}: " if source and not of_option else ""
@@ -273,7 +300,39 @@ def _structs_in(types: tuple[Any, ...]) -> Any:
     return next(iter(structs or types), None)
 
 
-def _explained(kind: type[msgspec.Struct], message: str) -> str:
+_WORDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "null",
+}
+"""What msgspec calls a type, and what a person does."""
+
+
+def _type_expected(expected: str, more: str, keys: list[str], kind: type[msgspec.Struct]) -> str:
+    """Returns in words what msgspec expected at a place; a list with the default as example."""
+    words = " or ".join(_WORDS.get(name, name) for name in expected.split(" | ")) + more
+    default: Any = kind
+    for key in keys:
+        fields = msgspec.structs.fields(default) if hasattr(default, "__struct_fields__") else ()
+        default = next((field.default for field in fields if field.name == key), None)
+    return f"{words} like {list(default)}" if isinstance(default, tuple) and default else words
+
+
+def _value_at(content: Any, keys: list[str]) -> Any:
+    for key in keys:
+        name, *places = re.split(r"\[|\]\[?", key.rstrip("]"))
+        content = content[name] if isinstance(content, Mapping) else content
+        for place in places:
+            if place.isdigit() and isinstance(content, list | tuple):
+                content = content[int(place)]
+    return content
+
+
+def _explained(kind: type[msgspec.Struct], message: str, content: Any) -> str:
     """Returns msgspec's message with the key first, and for an unknown key the nearest one."""
     reason, _, place = message.partition(" - at ")
     keys = [key for key in re.split(r"[.`$]+", place) if key]
@@ -284,8 +343,16 @@ def _explained(kind: type[msgspec.Struct], message: str) -> str:
         inner = next((field.type for field in fields if field.name == name), None)
         for _ in range(key.count("[")):  # "fields[3]": what the list holds
             inner = _structs_in(get_args(inner))
-    if reason.startswith("Invalid enum value") and get_args(inner):
-        reason += f"; expected one of {', '.join(map(str, get_args(inner)))}"
+    place = ".".join(keys)
+    if missing := re.fullmatch(r"Object missing required field `(.+)`", reason):
+        return f"{'.'.join([*keys, missing[1]])}: expected it, got none"
+    if reason.startswith("Invalid enum value"):
+        known = [str(a) for a in get_args(inner) or ()]
+        known = [str(a) for t in get_args(inner) for a in get_args(t)] or known
+        return f"{place}: expected one of {', '.join(known)}, got {_value_at(content, keys)!r}"
+    if wrong := re.fullmatch(r"Expected `([^`]+)`( of .+)?, got .+", reason):
+        expected = _type_expected(wrong[1], wrong[2] or "", keys, kind)
+        return f"{place or 'it'}: expected {expected}, got {_value_at(content, keys)!r}"
     if unknown := re.search(r"contains unknown field `(.+)`", reason):
         kind = inner if hasattr(inner, "__struct_fields__") else _structs_in(get_args(inner))
         fields = msgspec.structs.fields(kind)
