@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from .vocabulary import Vocabulary
 
 
+def check_is_batch(batch: Any) -> None:
+    """Raises TypeError where a model is given something else than a batch."""
+    if not hasattr(batch, "plan"):
+        raise TypeError(
+            f"batch: expected a Batch, got {type(batch).__name__} "
+            "(Batch.from_bags makes one of rows or feature ids)"
+        )
+
+
 @dataclass(repr=False)
 class Batch:
     """B impressions of U common rows: bags of both sides, labels, and the plan.

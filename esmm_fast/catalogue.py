@@ -7,7 +7,8 @@ layers; and the same optimizer and data. In the formulas y is the click, z the c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -311,11 +312,19 @@ def by_name(name: str, among: Mapping[str, Method] = METHODS) -> Method:
     """Returns the method of a name.
 
     Raises:
-        ValueError: Listing the names there are.
+        ValueError: With the nearest name, and all there are.
     """
     if name not in among:
-        raise ValueError(f"method: expected one of {', '.join(among)}, got {name!r}")
+        raise ValueError(_unknown(name, among))
     return among[name]
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    """Returns what is said of an unknown name, the nearest one first."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"method: unknown name {name!r}; {hint}expected one of {', '.join(names)}"
 
 
 def family_of(method: Method) -> str:
@@ -341,7 +350,7 @@ def resolve(names: Sequence[str]) -> list[Method]:
     for name in (n for given in names for n in (PAPER if given == "all" else (given,))):
         if name not in families and name not in METHODS:
             known = dict.fromkeys([*families, *METHODS])
-            raise ValueError(f"method: expected one of all, {', '.join(known)}, got {name!r}")
+            raise ValueError(_unknown(name, ("all", *known)))
         found += families.get(name) or [METHODS[name]]
     chosen = [method.name for method in found]
     if not chosen or len(set(chosen)) != len(chosen):

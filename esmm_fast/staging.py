@@ -137,6 +137,15 @@ def refuse_existing(out: Path, hint: str = "", *, replace_empty: bool = False) -
         )
 
 
+def check_place(out: Path) -> None:
+    """Raises OSError where nothing can be made at `out`, as far as that can be seen beforehand."""
+    nearest = next(folder for folder in Path(os.path.abspath(out)).parents if folder.exists())
+    if not nearest.is_dir():
+        raise _about(out, NotADirectoryError(errno.ENOTDIR, ""))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise _about(out, PermissionError(errno.EACCES, ""))
+
+
 @contextmanager
 def naming(out: Path) -> Iterator[None]:
     """Makes an error of the system about a place beside `out` one about `out`.
@@ -156,8 +165,8 @@ def naming(out: Path) -> Iterator[None]:
 def _about(out: Path, error: OSError) -> OSError:
     """Returns an error of the system as one about `out`, with the reason in words."""
     reason = os.strerror(error.errno) if error.errno else str(error)
-    nearest = next((folder for folder in out.parents if folder.exists()), None)
-    if nearest is not None and not nearest.is_dir():
+    nearest = next(folder for folder in Path(os.path.abspath(out)).parents if folder.exists())
+    if not nearest.is_dir():
         reason = f"{nearest} is a file; expected a directory"
     elif isinstance(error, PermissionError):
         reason = "no permission to write"

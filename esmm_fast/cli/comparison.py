@@ -47,7 +47,7 @@ def _shares(context: click.Context, option: click.Parameter, value: str | None) 
 @click.option("--train", "train_set", type=EXISTING, required=True, help="Dataset.")
 @click.option("--test", "test_set", type=EXISTING, required=True, help="Dataset.")
 @click.option(
-    "--methods", default="base,esmm", show_default=True, help="Names; all: the paper's seven."
+    "--methods", default="base,esmm", show_default=True, help="METHODS; all: the paper's seven."
 )
 @click.option("--repeats", type=COUNT, default=10, show_default=True)
 @click.option("--truth", type=EXISTING, help="Truth of the test set, where it is synthetic.")
@@ -73,6 +73,12 @@ def compare(
     Writes each finished run into OUT at once: the same command goes on where it was stopped. The
     best setting of a grid (aman, oversampling) is looked for on the test set, as in the paper, or
     with --select valid on a held-out end of the training set.
+
+    \b
+    METHODS: base, aman (aman-10, -20, -50, -100), oversampling (oversampling-2, -3,
+    -5, -10), unbias, division, esmm-ns, esmm. Later ones: multi-ipw, multi-dr,
+    escm2-ips, escm2-dr. For as many steps as esmm: base-steps, oversampling-steps
+    (oversampling-2-steps, ...), unbias-steps.
     """
     from .. import config
     from ..comparison import experiment, report, results

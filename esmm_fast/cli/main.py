@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         given = [a for a in arguments if a != "--debug"]
         cli.main(list(given), prog_name="esmm-fast", standalone_mode=False, obj=given)
+        sys.stdout.flush()  # where it is full or closed, that is an error like any other
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -95,6 +96,8 @@ def _readable(error: Exception) -> str:
     """Returns an error as one line; one that was not foreseen with its kind and a hint."""
     message = _one_line(error.args[0] if isinstance(error, KeyError) and error.args else error)
     foreseen = (ValueError, OSError, ArithmeticError, ImportError, MemoryError, TypeError)
+    if isinstance(error, OSError) and error.strerror:
+        message = f"{error.filename or 'standard output'}: {error.strerror}"
     message = message or "out of memory" * isinstance(error, MemoryError)
     if isinstance(error, foreseen) and message:
         return message

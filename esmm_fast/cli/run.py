@@ -53,6 +53,12 @@ def train(
         content = config.over(config.saved(out), content)
     if not (given["train"] or content.get("train")):
         raise click.UsageError("expected --train, or a --config with train in it")
+    if not (given["valid"] or content.get("valid")):
+        asked = {"patience": patience, "stop-metric": stop_metric}
+        asked |= {"evaluate-steps": options["evaluate_steps"]}
+        for option, value in asked.items():
+            if value is not None:
+                raise click.UsageError(f"--{option}: expected a validation set with it (--valid)")
     resolved = config.resolve(config.RunConfig, content, given, config_file)
 
     from ..comparison import report

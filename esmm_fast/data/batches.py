@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -148,6 +148,12 @@ class Batches:
     @property
     def epoch(self) -> int:
         return self._epoch
+
+    def __getitem__(self, index: object) -> NoReturn:
+        raise TypeError(
+            "batches: expected a loop over them (for batch in batches), got an index: they come "
+            "whole and ahead of the step, no DataLoader is needed around them"
+        )
 
     def __iter__(self) -> _Epoch:
         self.close()

@@ -25,7 +25,7 @@ from ..machine import available_memory, machine, now
 from ..methods import Method, Trained, build_networks, fit_method
 from ..run import checkpoint, memory
 from ..schema import Schema, check_same_fields
-from ..staging import refuse_existing, staged_directory, sync
+from ..staging import check_place, refuse_existing, staged_directory, sync
 from ..vocabulary import Vocabulary
 from .log import event_writer_class
 from .session import Session
@@ -74,6 +74,9 @@ def train(
         _check_same_config(_saved_config(out), run_config, out)
     else:
         refuse_existing(out, " (--resume continues a run)")
+        check_place(out)
+    if run_config.tensorboard:
+        event_writer_class()
     method = by_name(run_config.method, TRAINABLE)
     settings = run_config.settings
     dataset = Dataset(run_config.train)
@@ -95,8 +98,6 @@ def train(
     for line in needed.lines():
         say(line)
     needed.check(available_memory())
-    if run_config.tensorboard:
-        event_writer_class()
     if not going_on:
         with staged_directory(out) as staged:
             config.save(run_config, staged / "config.yaml")
