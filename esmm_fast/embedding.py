@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .batch import Batch
+from .batch import Batch, check_batch
 from .gradient_queue import GradientQueue
 from .schema import Schema
 
@@ -135,11 +135,13 @@ class EmbeddingTables(nn.Module):
         """Returns the pooled fields of common rows, [U, Fc * D], and impressions, [B, Fs * D].
 
         Raises:
-            ValueError: The batch is on another device or has another number of bags than the
-                schema's fields.
+            TypeError: The batch is none.
+            ValueError: The batch is on another device, was made with another vocabulary, or has
+                another number of bags than the schema's fields.
             IndexError: A row is outside the tables, e.g. ``rows[17] = 400012 is outside the table
                 of 400000 rows: was the batch made with another vocabulary?``
         """
+        check_batch(batch, self.schema)
         plan, impressions = batch.plan, batch.labels.shape[0]
         common_fields, impression_fields = len(self.schema.common), len(self.schema.impression)
         common_bags = batch.common * common_fields

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -69,6 +70,8 @@ class Schema:
         dense: Number of dense float features per impression.
         weight: Name of the per-impression weight column, if any.
         extra: Columns that are passed through.
+        vocabulary: Fingerprint of the tables that gave the fields their rows, where a vocabulary
+            did (`Vocabulary.sized`); no part of a comparison.
     """
 
     fields: tuple[Field, ...]
@@ -76,6 +79,7 @@ class Schema:
     dense: int = 0
     weight: str | None = None
     extra: tuple[str, ...] = ()
+    vocabulary: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         names = [f.name for f in self.fields]

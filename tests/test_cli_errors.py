@@ -38,6 +38,15 @@ def test_options_that_need_a_validation_set(
     assert error.startswith(f"Error: {option[0]}: expected a validation set with it (--valid)")
 
 
+def test_a_warm_up_longer_than_the_training(
+    synthetic_log: SyntheticLog, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    options = ["--train", synthetic_log.train_path, "--out", tmp_path / "run", "--dim", 2]
+    status, _, error = call(capsys, "train", *options, "--warmup-steps", 3)
+    expected = "warmup_steps: expected at most the 2 steps of network 'esmm', got 3"
+    assert (status, error) == (1, f"Error: {expected}\n") and list(tmp_path.iterdir()) == []
+
+
 def test_a_misspelt_method_is_answered_with_the_nearest(
     synthetic_log: SyntheticLog, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -290,7 +290,7 @@ def _batch(arrays: dict[str, Any], schema: Schema, carried: tuple[Carried, ...])
         for name, value in arrays.items()
     }
     plan = Plan(**{name: tensors.pop(name) for name in _PLAN})
-    return Batch(plan, **tensors, extra=extra)
+    return Batch(plan, **tensors, extra=extra, vocabulary=schema.vocabulary)
 
 
 def _selected(dataset: LogTables) -> np.ndarray | None:
