@@ -8,15 +8,18 @@ from typing import Any
 
 import click
 
+from ..data.published import RATES
 from .options import COUNT, EXISTING, PATH, RATE, settings_options
+
+_PUBLISHED = {name: f"Published: {rate:.3g}." for name, rate in RATES.items()}
 
 
 @click.command()
 @click.option("--out", type=PATH, default=Path("quickstart"), show_default=True)
 @click.option("--impressions", type=COUNT, default=200_000, show_default=True)
 @click.option("--test-impressions", type=COUNT, help="Default: half of --impressions.")
-@click.option("--ctr", type=RATE, default=0.1, show_default=True, help="Published: 0.0389.")
-@click.option("--cvr", type=RATE, default=0.1, show_default=True, help="Published: 0.00535.")
+@click.option("--ctr", type=RATE, default=0.1, show_default=True, help=_PUBLISHED["ctr"])
+@click.option("--cvr", type=RATE, default=0.1, show_default=True, help=_PUBLISHED["cvr"])
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def quickstart(out: Path, **options: Any) -> None:
     """Run the whole way on a small synthetic log.

@@ -7,23 +7,30 @@ from typing import Any
 
 import click
 
+from ..config import RunConfig
 from ..staging import refuse_existing
 from .options import COUNT, EXISTING, PATH, settings_options
 from .printing import echo_json, echo_metrics, echo_slices
+
+_RUN = RunConfig(train="")  # the defaults
 
 
 @click.command()
 @click.option("--train", "train_set", type=EXISTING, help="Dataset to train on.")
 @click.option("--valid", type=EXISTING, help="Dataset to evaluate after each epoch.")
 @click.option("--config", "config_file", type=EXISTING, help="YAML; options override it.")
-@click.option("--method", help="esmm (default), ctr, base, aman-10, ...; see `compare`.")
+@click.option("--method", help=f"{_RUN.method} (default), ctr, base, aman-10, ...; see `compare`.")
 @click.option("--out", type=PATH, required=True, help="RUN; must not exist without --resume.")
 @click.option("--resume", is_flag=True, help="Continue RUN, to the same bits; begin it if missing.")
 @click.option("--evaluate-steps", type=COUNT, help="Evaluate within an epoch too.")
 @click.option("--patience", type=COUNT, help="Evaluations without improvement before stopping.")
 @click.option("--stop-metric", help="What must improve, e.g. cvr.auc. Default: the log loss.")
-@click.option("--checkpoint-minutes", type=click.FloatRange(min=0), help="Default: 10.")
-@click.option("--keep-checkpoints", type=COUNT, help="Default: 2.")
+@click.option(
+    "--checkpoint-minutes",
+    type=click.FloatRange(min=0),
+    help=f"Default: {_RUN.checkpoint_minutes:g}.",
+)
+@click.option("--keep-checkpoints", type=COUNT, help=f"Default: {_RUN.keep_checkpoints}.")
 @click.option("--tensorboard", is_flag=True, default=None, help="Write RUN/tensorboard too.")
 @settings_options
 def train(

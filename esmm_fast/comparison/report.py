@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..comparison import plots
+from ..data.published import RATES
 from ..metrics import auc_standard_error
 from ..staging import staged_file
 from .report_tables import (
@@ -24,9 +25,6 @@ from .report_tables import (
     truth_table,
 )
 from .results import cell, label, to_json
-
-PUBLISHED = {"ctr": 1_644_256 / 42_300_135, "cvr": 8_802 / 1_644_256}
-"""Rates of the public training set: clicks / impressions, conversions / clicks."""
 
 SPACES = (
     ("CTR", "pCTR", "click", "all impressions"),
@@ -178,13 +176,13 @@ def _rates_note(synthetic: dict[str, Any] | None, train: dict[str, Any]) -> str 
     if synthetic is None:
         return None
     asked = {name: synthetic.get(name) for name in ("ctr", "cvr")}
-    if not any(v is not None and v > 1.2 * PUBLISHED[name] for name, v in asked.items()):
+    if not any(v is not None and v > 1.2 * RATES[name] for name, v in asked.items()):
         return None
-    few = train["impressions"] * PUBLISHED["ctr"] * PUBLISHED["cvr"]
+    few = train["impressions"] * RATES["ctr"] * RATES["cvr"]
     return (
         f"The rates of this log are raised: asked for were CTR {percent(asked['ctr'])} and CVR "
         f"{percent(asked['cvr'])} of clicks, the public Ali-CCP training set has "
-        f"{percent(PUBLISHED['ctr'])} and {percent(PUBLISHED['cvr'])}. At the published rates "
+        f"{percent(RATES['ctr'])} and {percent(RATES['cvr'])}. At the published rates "
         f"{train['impressions']:,} impressions would hold about {few:,.0f} conversions, too few to "
         "tell methods apart."
     )

@@ -14,7 +14,7 @@ from ..catalogue import CTR
 from ..config import Settings
 from ..data.dataset import Dataset
 from ..data.facts import common_rows_of
-from ..evaluation import Predictions, Truth, task_metrics
+from ..evaluation import COLUMNS, Predictions, Truth, task_metrics
 from ..machine import peak_memory
 from ..methods import Method, Network, fit_method
 from ..samplers import Context, View
@@ -22,8 +22,6 @@ from ..vocabulary import Vocabulary
 from .intervals import auc_error
 from .records import Arrays, Records
 from .results import rounded
-
-COLUMNS = ("pctr", "pcvr", "pctcvr")
 
 
 class Runner:
