@@ -48,7 +48,8 @@ def staged_directory(out: Path, *, replace_empty: bool = False) -> Iterator[Path
         try:
             try:
                 _empty(partial)  # what a killed process left
-                yield partial
+                with _writing(given, partial):
+                    yield partial
                 refuse_existing(given, replace_empty=replace_empty)
                 partial.rename(out)
             except BaseException:
@@ -171,6 +172,20 @@ def _about(out: Path, error: OSError) -> OSError:
     elif isinstance(error, PermissionError):
         reason = "no permission to write"
     return type(error)(f"{out}: cannot be made in {out.parent}: {reason}")
+
+
+@contextmanager
+def _writing(out: Path, partial: Path) -> Iterator[None]:
+    """Makes an error of the system about a file below `partial` one about `out`."""
+    try:
+        yield
+    except OSError as error:
+        below = os.path.relpath(error.filename, partial) if error.filename else ""
+        full = not below and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not error.errno or not (full or (below and not below.startswith(".."))):
+            raise
+        what = f"{out}: cannot be written: {os.strerror(error.errno)}"
+        raise type(error)(f"{what}: {below}" if below else what) from error
 
 
 def _make_parents(parent: Path) -> list[Path]:
