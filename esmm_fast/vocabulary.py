@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .schema import Schema
+from .staging import staged_file
 
 NO_ID = 2**64 - 1
 """Stands in `Vocabulary.feature_ids` at row 0, which belongs to every unknown id."""
@@ -197,8 +198,8 @@ class Vocabulary:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the vocabulary as an Arrow file.
 
-        Its columns: table (dictionary string), feature_id, count, row. The file is written beside
-        its place and renamed at the end.
+        Its columns: table (dictionary string), feature_id, count, row. It appears whole or not
+        at all.
         """
         import pyarrow as pa
 
@@ -218,24 +219,19 @@ class Vocabulary:
                 b"hashed": json.dumps(self.hashed),
             }
         )
-        path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with (
-                pa.OSFile(str(beside), "wb") as sink,
-                pa.ipc.new_file(sink, table.schema) as writer,
-            ):
-                if table.num_rows:
-                    writer.write_table(table)
-                else:  # a batch of no rows brings the dictionary, the names of the tables
-                    writer.write_batch(
-                        pa.RecordBatch.from_arrays(
-                            [c.combine_chunks() for c in table.columns], schema=table.schema
-                        )
+        with (
+            staged_file(Path(path)) as staged,
+            pa.OSFile(str(staged), "wb") as sink,
+            pa.ipc.new_file(sink, table.schema) as writer,
+        ):
+            if table.num_rows:
+                writer.write_table(table)
+            else:  # a batch of no rows brings the dictionary, the names of the tables
+                writer.write_batch(
+                    pa.RecordBatch.from_arrays(
+                        [c.combine_chunks() for c in table.columns], schema=table.schema
                     )
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+                )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:

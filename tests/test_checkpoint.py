@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,22 @@ def test_a_damaged_checkpoint_is_named_with_the_one_before(
         assert str(error.value).endswith("to go on from the one before it, step-0000000001")
         file.parent.rename(tmp_path / "away")
         everything()
+
+
+def test_a_full_disk_names_the_checkpoint_and_keeps_the_one_before(tmp_path: Path) -> None:
+    model = nn.Linear(300, 10)
+    checkpoint.save(tmp_path, {"a": model}, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size, state in ((5_000, ""), (15_000, "x" * 20_000)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))  # stands for a full disk
+        try:
+            with pytest.raises(OSError) as error:
+                checkpoint.save(tmp_path, {"a": model}, 2, training=state)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert str(error.value).startswith(f"{tmp_path}/step-0000000002: cannot be saved: ")
+        assert "File too large" in str(error.value)
+        assert [p.name for p in tmp_path.iterdir()] == ["step-0000000001"]
 
 
 def test_refused(tmp_path: Path) -> None:

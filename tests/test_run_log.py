@@ -1,6 +1,7 @@
 """run_log: the lines of metrics.jsonl, the cut where a run goes on, and TensorBoard's events."""
 
 import json
+import resource
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -60,6 +61,17 @@ def test_it_goes_on_where_a_run_was_saved(stop: int, tmp_path: Path) -> None:
     if state["bytes"]:
         with pytest.raises(ValueError, match=r"expected at least the \d+ bytes that it had"):
             RunLog(tmp_path / "cut", state)
+
+
+def test_a_full_disk_names_the_log(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))  # stands for a full disk
+    try:
+        message = r"metrics\.jsonl: cannot be made in .*: File too large"
+        with closing(RunLog(tmp_path)) as log, pytest.raises(OSError, match=message):
+            steps(log, 1, 2_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_without_tensorboardx_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

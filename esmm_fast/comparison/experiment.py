@@ -174,7 +174,7 @@ def compare_shares(
     holdout, truth = options.get("holdout", 0.0), options.get("truth")
     plan = _plan(train, test, settings, holdout, truth) | {"train_shares": True}
     found = {}
-    with Guard(out, plan):
+    with Guard(out, plan, below="share-*"):
         for share in sorted(shares):
             say(f"{share:g} % of the training groups")
             found[share] = compare(

@@ -29,13 +29,15 @@ class Guard:
         out: Directory; made where it is missing. One that holds another plan is refused, one that
             holds this plan is gone on with. None: nothing is guarded.
         plan: Whatever the numbers depend on, as plain values.
+        below: Comparisons below `out`, as a pattern: where there is one, `out` is no stranger's
+            (an earlier version wrote no plan there).
 
     Raises:
         FileExistsError: `out` holds something else, or a comparison of another plan (says the first
             difference), or another process is at work there.
     """
 
-    def __init__(self, out: str | Path | None, plan: Mapping[str, Any]) -> None:
+    def __init__(self, out: str | Path | None, plan: Mapping[str, Any], below: str = "") -> None:
         self.out = None if out is None else Path(out)
         self._held: int | None = None
         if self.out is None:
@@ -43,7 +45,8 @@ class Guard:
         wanted = _plain(plan)
         path = self.out / PLAN
         taken = self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir()))
-        if taken and not path.is_file():
+        known = path.is_file() or (below and any(self.out.glob(f"{below}/{PLAN}")))
+        if taken and not known:
             raise FileExistsError(
                 f"{self.out}: expected nothing there, or a comparison to go on with; "
                 f"it exists and has no {PLAN}"

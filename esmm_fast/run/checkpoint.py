@@ -103,6 +103,8 @@ def save(
     Raises:
         ValueError: A network is named "training", as the file beside the networks' is.
         TypeError: What is to be saved is nothing that can be.
+        OSError: Naming the checkpoint, where it cannot be written (the disk is full); what was
+            there stays.
     """
     if "training" in networks:
         raise ValueError("networks: expected other names than 'training', got it")
@@ -114,6 +116,26 @@ def save(
         name += f".{max(same) + 1}"
     partial = folder / f".{name}.part"
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(partial, networks, step, facts or {}, training)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)  # it takes room, where there may be none
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise OSError(f"{folder / name}: cannot be saved: {reason}") from error
+    partial.rename(folder / name)
+    sync(folder)
+    _remove_old(folder, keep)
+    return folder / name
+
+
+def _write(
+    partial: Path,
+    networks: Mapping[str, nn.Module],
+    step: int,
+    facts: Mapping[str, Any],
+    training: Any,
+) -> None:
+    """Writes the files of a checkpoint into a folder, onto the disk."""
     partial.mkdir()
     for network_name, network in networks.items():
         save_file(_parameters(network_name, network), _file(partial, network_name))
@@ -124,16 +146,12 @@ def save(
         "version": VERSION,
         "step": step,
         "networks": list(networks),
-        **(facts or {}),
+        **facts,
         "training": plain,
     }
     (partial / "checkpoint.json").write_text(json.dumps(content, allow_nan=False) + "\n")
     for path in (*partial.iterdir(), partial):
         sync(path)
-    partial.rename(folder / name)
-    sync(folder)
-    _remove_old(folder, keep)
-    return folder / name
 
 
 def load(path: str | Path) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from ..staging import naming
 from ..train import History, Step
 
 LOG_STEPS = 50
@@ -32,7 +34,7 @@ class RunLog:
         self, run: Path, state: Mapping[str, Any] | None = None, *, tensorboard: bool = False
     ) -> None:
         state = state or {"bytes": 0, "losses": [], "last": None, "steps": 0}
-        path = run / "metrics.jsonl"
+        self._path = path = run / "metrics.jsonl"
         self._file = path.open("r+b" if path.exists() else "w+b")
         if self._file.seek(0, os.SEEK_END) < state["bytes"]:
             raise ValueError(
@@ -49,7 +51,8 @@ class RunLog:
 
     def close(self) -> None:
         """Ends the log; what was written is there."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a line that was refused before
+            self._file.close()
         if self._events is not None:
             self._events.close()
 
@@ -101,8 +104,9 @@ class RunLog:
         self._event({f"{network}/{name}": line[name] for name in ("loss", "lr")}, step.step)
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(msgspec.json.encode(line) + b"\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(msgspec.json.encode(line) + b"\n")
+            self._file.flush()
 
     def _event(self, values: Mapping[str, Any], step: int) -> None:
         if self._events is not None:
