@@ -16,12 +16,12 @@ import msgspec
 
 from . import __version__
 from .catalogue import CTR, family_of, resolve
-from .config import Settings
+from .config import Settings, settings_before
 from .dataset import Dataset
 from .evaluation import Truth
 from .memory import available
 from .methods import Method
-from .records import Records
+from .records import VERSION, Records
 from .results import DIFFERENCES, best_of, differences, label, summarize
 from .runner import Runner, key_of
 from .runs import check_same_fields, counts, dataset_identity, machine, now, table_memory
@@ -95,14 +95,19 @@ def compare(
     if holdout:
         train, parts["valid"] = split_off_end(train, holdout)
     plan = {
-        "esmm_fast": __version__,
+        VERSION: __version__,
         "settings": settings,
         "holdout": holdout,
         "truth": truth is not None,
         "train": dataset_identity(train),
         "test": dataset_identity(test),
     }
-    records = Records(out, plan)
+    records = Records(out, plan, before={"settings": settings_before()})
+    if records.begun_by != __version__:
+        say(
+            f"begun by esmm_fast {records.begun_by}, goes on with {__version__}: each run says its "
+            "version; the same seed may give other bits"
+        )
     vocabulary = Vocabulary.from_dataset(
         train, min_count=settings.min_count, selected=train.selection is not None
     )

@@ -15,9 +15,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from .config import over
+
 Arrays = dict[str, NDArray[Any]]
 
 PLAN, RECORDS, PREDICTIONS = "plan.json", "records", "predictions"
+VERSION = "esmm_fast"
+"""Key of the plan under which the version stands."""
 
 
 class Records:
@@ -26,23 +30,37 @@ class Records:
     Args:
         out: Directory; made where it is missing. One that holds another plan is refused, one that
             holds this plan is gone on with.
-        plan: Whatever the numbers depend on, as plain values.
+        plan: Whatever the numbers depend on, as plain values. `VERSION` in it may differ from
+            that of an earlier call.
+        before: Laid out like `plan`: what a key stood for before there was such a key, so that a
+            directory of an earlier version, whose plan lacks it, can be gone on with.
+
+    Attributes:
+        begun_by: The version that began it.
 
     Raises:
         FileExistsError: `out` holds something else, or a comparison of another plan; says the first
             difference.
     """
 
-    def __init__(self, out: str | Path | None, plan: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        out: str | Path | None,
+        plan: Mapping[str, Any],
+        before: Mapping[str, Any] | None = None,
+    ) -> None:
         self.out = None if out is None else Path(out)
         self._records: dict[str, Any] = {}
         self._arrays: dict[str, Arrays] = {}
+        self.begun_by: str | None = plan.get(VERSION)
         if self.out is None:
             return
         wanted = _plain(plan)
         path = self.out / PLAN
         if path.is_file():
-            _check_same(msgspec.json.decode(path.read_bytes()), wanted, self.out)
+            found = over(_plain(before or {}), msgspec.json.decode(path.read_bytes()))
+            self.begun_by = found.pop(VERSION, None)
+            _check_same(found, {k: v for k, v in wanted.items() if k != VERSION}, self.out)
         elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise FileExistsError(
                 f"{self.out}: expected nothing there, or a comparison to go on with; "

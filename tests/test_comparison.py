@@ -128,6 +128,24 @@ def test_methods_and_repeats_can_be_added(
         )
 
 
+def test_a_comparison_of_an_earlier_version_is_gone_on_with(
+    synthetic_log: SyntheticLog, tmp_path: Path
+) -> None:
+    out = tmp_path / "earlier"
+    first = compare(synthetic_log, ["base"], out=out, repeats=1)
+    plan = json.loads((out / "plan.json").read_text())
+    del plan["settings"]["schedule"], plan["settings"]["warmup_steps"]  # not there in that version
+    (out / "plan.json").write_text(json.dumps({**plan, "esmm_fast": "0.0.1"}))
+    lines: list[str] = []
+    again = compare(synthetic_log, ["base"], out=out, repeats=1, say=lines.append)
+    assert again["methods"]["base"]["runs"] == first["methods"]["base"]["runs"]
+    assert "2 of 2 runs are there already" in lines
+    assert any(line.startswith("begun by esmm_fast 0.0.1, goes on with") for line in lines)
+    settings = Settings(dim=3, hidden=(8,), batch_size=256, warmup_steps=2)
+    with pytest.raises(FileExistsError, match="warmup_steps = 0, asked for is 2"):
+        compare(synthetic_log, ["base"], out=out, repeats=1, settings=settings)
+
+
 def test_shared_networks_are_trained_once_a_repeat(
     synthetic_log: SyntheticLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
