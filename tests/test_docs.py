@@ -45,7 +45,9 @@ def test_stages(in_a_folder):
 
 def test_towers(in_a_folder, synthetic_log):
     train = synthetic_log.train
-    known = run_examples("towers.md", {"train": train, "vocabulary": Vocabulary.from_dataset(train)})
+    known = run_examples(
+        "towers.md", {"train": train, "vocabulary": Vocabulary.from_dataset(train)}
+    )
     assert known["history"].steps == 2
     for name in ("MixtureOfExperts", "LayeredExtraction"):
         check_towers(known[name], known["vocabulary"], train)

@@ -136,7 +136,9 @@ def test_curves_match_the_predictions() -> None:
 
 def test_bad_arguments(synthetic_log: SyntheticLog) -> None:
     train, test = synthetic_log.train, synthetic_log.test
-    with pytest.raises(ValueError, match=r"method: expected one of all, base, aman, .*got 'aman2'"):
+    with pytest.raises(
+        ValueError, match=r"method: expected one of all, steps, base, aman, .*got 'aman2'"
+    ):
         experiment.compare(train, test, ["aman2"])
     with pytest.raises(ValueError, match=r"methods: expected some names, each once, got \['base'"):
         experiment.compare(train, test, ["base", "base"])
