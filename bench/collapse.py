@@ -204,21 +204,21 @@ def collapsed(run: dict[str, Any]) -> bool:
     return bool(min(aucs) < COLLAPSED or run["most_common_pcvr"] > 0.9)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(asked: argparse.Namespace) -> None:
     """Runs the study and prints its tables."""
     torch.set_num_threads(1)
-    log = study.log_of(options)
-    settings = msgspec.structs.replace(SETTINGS, batch_size=options.batch_size, lr=options.lr)
+    log = study.log_of(asked)
+    settings = msgspec.structs.replace(SETTINGS, batch_size=asked.batch_size, lr=asked.lr)
     vocabulary = ef.Vocabulary.from_dataset(log.train, min_count=settings.min_count)
     for part, variants, seeds in (
-        ("ours", ours(), options.seeds),
-        ("failure", failure(), options.failure_seeds),
+        ("ours", ours(), asked.seeds),
+        ("failure", failure(), asked.failure_seeds),
     ):
-        if options.part not in (part, "all"):
+        if asked.part not in (part, "all"):
             continue
-        name = "collapse" if part == "ours" else f"collapse_{options.name}"
+        name = "collapse" if part == "ours" else "collapse_failure"
         plan = {"settings": msgspec.to_builtins(settings)}
-        out = options.out / f"{name}-{options.impressions}-{options.ctr:g}-{options.batch_size}"
+        out = asked.out / f"{name}-{asked.impressions}-{asked.ctr:g}-{asked.batch_size}"
         found = study.Study(name, log, plan, out)
         for seed in range(1, seeds + 1):
             for variant, arguments in variants.items():
@@ -229,7 +229,7 @@ def run(options: argparse.Namespace) -> None:
                 )
         counts = {v: sum(map(collapsed, runs)) for v, runs in found.runs.items()}
         failed = {v: sum(r["failed"] is not None for r in runs) for v, runs in found.runs.items()}
-        found.finish(None, options.json, collapsed=counts, stopped_by_a_loss=failed)
+        found.finish(None, asked.json, collapsed=counts, stopped_by_a_loss=failed)
         for variant, runs in found.runs.items():
             least = [min(study.auc_of(r, t) for r in runs) for t in ("cvr", "ctcvr")]
             print(
@@ -239,11 +239,15 @@ def run(options: argparse.Namespace) -> None:
             )
 
 
+def options() -> argparse.ArgumentParser:
+    """Returns the options of the command."""
+    found = study.parser(__doc__, impressions=200_000, seeds=20)
+    found.add_argument("--part", choices=["ours", "failure", "all"], default="all")
+    found.add_argument("--failure-seeds", type=int, default=5)
+    found.add_argument("--batch-size", type=int, default=SETTINGS.batch_size)
+    found.add_argument("--lr", type=float, default=SETTINGS.lr)
+    return found
+
+
 if __name__ == "__main__":
-    arguments = study.parser(__doc__, impressions=200_000, seeds=20)
-    arguments.add_argument("--part", choices=["ours", "failure", "all"], default="all")
-    arguments.add_argument("--failure-seeds", type=int, default=5)
-    arguments.add_argument("--batch-size", type=int, default=SETTINGS.batch_size)
-    arguments.add_argument("--lr", type=float, default=SETTINGS.lr)
-    arguments.add_argument("--name", default="failure", help="of the failure's results")
-    run(arguments.parse_args())
+    run(options().parse_args())

@@ -30,6 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bfloat16 towers": {"precision": "bfloat16"},
     "min-count 5": {"min_count": 5},
     "min-count 10": {"min_count": 10},
+    "towers of 360-200-80": {"hidden": (360, 200, 80)},
     "dense Adam": {"table_optimizer": "adam"},
     "dense Adam, min-count 5": {"table_optimizer": "adam", "min_count": 5},
     "3 epochs": {"epochs": 3},
@@ -65,19 +66,19 @@ def trained(
     }
 
 
-def run(options: argparse.Namespace) -> None:
+def run(asked: argparse.Namespace) -> None:
     """Runs the study and prints its table."""
     torch.set_num_threads(1)
-    log = study.log_of(options)
-    base = Settings(batch_size=options.batch_size, hidden=tuple(options.hidden))
-    plan = {"method": options.method, "settings": msgspec.to_builtins(base)}
+    log = study.log_of(asked)
+    base = Settings(batch_size=asked.batch_size, hidden=tuple(asked.hidden))
+    plan = {"method": asked.method, "settings": msgspec.to_builtins(base)}
     name = "-".join(
-        str(part) for part in ("costs", options.method, options.impressions, options.batch_size)
+        str(part) for part in ("costs", asked.method, asked.impressions, asked.batch_size)
     )
-    found = study.Study("costs", log, plan, options.out / name)
+    found = study.Study("costs", log, plan, asked.out / name)
     vocabularies: dict[int, ef.Vocabulary] = {}
-    chosen = {BASELINE: VARIANTS[BASELINE], **{v: VARIANTS[v] for v in options.variants}}
-    for seed in range(1, options.seeds + 1):
+    chosen = {BASELINE: VARIANTS[BASELINE], **{v: VARIANTS[v] for v in asked.variants}}
+    for seed in range(1, asked.seeds + 1):
         for variant, changed in chosen.items():
             changed = dict(changed)
             precision = changed.pop("precision", "float32")
@@ -86,16 +87,21 @@ def run(options: argparse.Namespace) -> None:
                 variant,
                 seed,
                 partial(
-                    trained, log, vocabularies, settings, options.method, seed, precision=precision
+                    trained, log, vocabularies, settings, asked.method, seed, precision=precision
                 ),
             )
-    found.finish(BASELINE, options.json)
+    found.finish(BASELINE, asked.json)
+
+
+def options() -> argparse.ArgumentParser:
+    """Returns the options of the command."""
+    found = study.parser(__doc__, impressions=200_000, seeds=5)
+    found.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    found.add_argument("--method", choices=METHODS, default="esmm")
+    found.add_argument("--batch-size", type=int, default=256)
+    found.add_argument("--hidden", type=int, nargs="+", default=[200, 80])
+    return found
 
 
 if __name__ == "__main__":
-    parser = study.parser(__doc__, impressions=300_000, seeds=5)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
-    parser.add_argument("--method", choices=METHODS, default="esmm")
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--hidden", type=int, nargs="+", default=[200, 80])
-    run(parser.parse_args())
+    run(options().parse_args())

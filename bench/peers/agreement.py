@@ -258,32 +258,32 @@ def apart_in_float64(data: Data, epochs: int, hidden: tuple[int, ...], peer: str
     return max(float(np.abs(a - b).max()) for a, b in pairs)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(asked: argparse.Namespace) -> None:
     """Runs the study and prints its tables."""
     torch.set_num_threads(1)
-    log = study.log_of(options)
-    data = Data.of(log, options.min_count, options.batch_size)
-    hidden = tuple(options.hidden)
+    log = study.log_of(asked)
+    data = Data.of(log, asked.min_count, asked.batch_size)
+    hidden = tuple(asked.hidden)
     plan = {
-        "batch_size": options.batch_size,
-        "min_count": options.min_count,
+        "batch_size": asked.batch_size,
+        "min_count": asked.min_count,
         "hidden": hidden,
-        "epochs": options.epochs,
+        "epochs": asked.epochs,
         "lr": LR,
         "rows": sum(data.tables.values()),
         "peers": versions(),
     }
-    name = f"agreement-{options.impressions}-{options.batch_size}-{options.epochs}"
-    found = study.Study("agreement", log, plan, options.out / name)
-    for seed in range(1, options.seeds + 1):
+    name = f"agreement-{asked.impressions}-{asked.batch_size}-{asked.epochs}"
+    found = study.Study("agreement", log, plan, asked.out / name)
+    for seed in range(1, asked.seeds + 1):
         for variant, train in VARIANTS.items():
-            found.run(variant, seed, partial(train, data, seed, options.epochs, hidden))
+            found.run(variant, seed, partial(train, data, seed, asked.epochs, hidden))
     pairs = {
         peer: {
             "ours": twin,
             "difference": {t: found.difference(peer, twin, t) for t in study.TASKS},
             "greatest_difference_of_a_probability_in_float64": found.records.record(peer)
-            or found.records.save(peer, apart_in_float64(data, options.epochs, hidden, peer)),
+            or found.records.save(peer, apart_in_float64(data, asked.epochs, hidden, peer)),
             "greatest_difference_of_an_auc": {
                 t: max(
                     abs(study.auc_of(a, t) - study.auc_of(b, t))
@@ -294,7 +294,7 @@ def run(options: argparse.Namespace) -> None:
         }
         for peer, twin in PAIRS.items()
     }
-    found.finish(BASELINE, options.json, pairs=pairs)
+    found.finish(BASELINE, asked.json, pairs=pairs)
     for peer, pair in pairs.items():
         differences = ", ".join(
             f"{study.TASKS[t][0]} {study.points(d)}" for t, d in pair["difference"].items()
@@ -309,10 +309,15 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch-rechub", "deepctr-torch")}
 
 
+def options() -> argparse.ArgumentParser:
+    """Returns the options of the command."""
+    found = study.parser(__doc__, impressions=200_000, seeds=5)
+    found.add_argument("--min-count", type=int, default=2)
+    found.add_argument("--batch-size", type=int, default=256)
+    found.add_argument("--hidden", type=int, nargs="+", default=[200, 80])
+    found.add_argument("--epochs", type=int, default=1)
+    return found
+
+
 if __name__ == "__main__":
-    parser = study.parser(__doc__, impressions=200_000, seeds=5)
-    parser.add_argument("--min-count", type=int, default=2)
-    parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--hidden", type=int, nargs="+", default=[200, 80])
-    parser.add_argument("--epochs", type=int, default=1)
-    run(parser.parse_args())
+    run(options().parse_args())
