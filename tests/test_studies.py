@@ -65,7 +65,7 @@ def test_costs(small, tmp_path):
     runs = {name: variant["runs"][0] for name, variant in found["variants"].items()}
     assert list(runs) == list(costs.VARIANTS)
     assert runs["3 epochs"]["steps"] == 3 * runs[costs.BASELINE]["steps"]
-    assert runs["min-count 10"]["rows"] < runs["min-count 5"]["rows"] < runs["3 epochs"]["rows"]
+    assert runs["min-count 10"]["rows"] < runs["3 epochs"]["rows"] < runs["min-count 1"]["rows"]
     changed = set(runs) - {costs.BASELINE}
     assert all(
         set(found["variants"][v]["difference"])

@@ -312,7 +312,7 @@ def versions() -> dict[str, str]:
 def options() -> argparse.ArgumentParser:
     """Returns the options of the command."""
     found = study.parser(__doc__, impressions=200_000, seeds=5)
-    found.add_argument("--min-count", type=int, default=2)
+    found.add_argument("--min-count", type=int, default=10)
     found.add_argument("--batch-size", type=int, default=256)
     found.add_argument("--hidden", type=int, nargs="+", default=[200, 80])
     found.add_argument("--epochs", type=int, default=1)
