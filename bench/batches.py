@@ -12,78 +12,42 @@ import numpy as np
 import pytest
 import synth_log
 import torch
+from peers.training_script import Column, bags
 
 from esmm_fast import reference
-from esmm_fast.batches import Batches
-from esmm_fast.schema import Field
+from esmm_fast.data.batches import Batches
 
 
 class NumpyAssembly:
-    """The same batches as one would write them with NumPy and PyTorch: no loop over bags."""
+    """The same batches as one would write them with NumPy and PyTorch: no loop over bags.
 
-    def __init__(self, dataset: Any, batches: Batches) -> None:
-        self.dataset, self.batches, self.schema = dataset, batches, batches.schema
-        self.fields: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]] = {}
-        self.ids: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for field in self.schema.fields:
-            table = dataset.common_rows if field.side == "common" else dataset.impressions
-            ids, ends = self._flat(table[field.name])
-            values = self._flat(table[f"{field.name}_value"])[0] if field.weighted else None
-            self.fields[field.name] = (ids, np.concatenate([[0], ends]), values)
+    Its ids are table rows already, while ours are looked up batch by batch.
+    """
 
-    @staticmethod
-    def _flat(column: Any) -> tuple[np.ndarray, np.ndarray]:
-        column = column.combine_chunks()
-        if hasattr(column, "offsets"):
-            return column.values.to_numpy(), column.offsets.to_numpy()[1:].astype(np.int64)
-        valid = column.is_valid().to_numpy(zero_copy_only=False)
-        return column.drop_null().to_numpy(), valid.cumsum()
-
-    def use(self, vocabulary: Any) -> None:
-        for table in vocabulary.tables:
-            ids = vocabulary.feature_ids(table)[1:]
-            order = np.argsort(ids)
-            self.ids[table] = ids[order].astype(np.uint32), (order + 1).astype(np.int32)
+    def __init__(self, dataset: Any, batches: Batches, vocabulary: Any) -> None:
+        schema = batches.schema
+        self.size = batches.batch_size
+        self.common_row = dataset.impressions["common_row"].to_numpy().astype(np.int64)
+        ids = {t: vocabulary.feature_ids(t)[1:].astype(np.int64) for t in vocabulary.tables}
+        self.sides = [
+            [Column(table, f, ids[f.table_name], schema.row_bases[f.table_name]) for f in fields]
+            for table, fields in (
+                (dataset.common_rows, schema.common),
+                (dataset.impressions, schema.impression),
+            )
+        ]
 
     def run(self, order: np.ndarray, count: int) -> None:
-        size = self.batches.batch_size
         for i in range(count):
-            self.batch(order[i * size : (i + 1) * size])
+            self.batch(order[i * self.size : (i + 1) * self.size])
 
-    def batch(self, rows: np.ndarray) -> Any:
-        common_row = self.dataset.impressions["common_row"].to_numpy()[rows]
-        distinct, index = np.unique(common_row, return_inverse=True)
-        sides = [
-            self._side(self.schema.common, distinct.astype(np.int64)),
-            self._side(self.schema.impression, rows),
-        ]
-        lengths = np.concatenate([s[0] for s in sides])
-        joined = torch.from_numpy(np.concatenate([s[1] for s in sides]))
-        weights = torch.from_numpy(np.concatenate([s[2] for s in sides]))
-        offsets = torch.from_numpy(np.concatenate([[0], lengths.cumsum()]))
-        return reference.batch_plan(joined, offsets, weights), torch.from_numpy(index)
-
-    def _side(self, fields: tuple[Field, ...], units: np.ndarray) -> tuple[np.ndarray, ...]:
-        begins = np.stack([self.fields[f.name][1][units] for f in fields], 1)
-        ends = np.stack([self.fields[f.name][1][units + 1] for f in fields], 1)
-        lengths = ends - begins
-        places = (lengths.ravel().cumsum() - lengths.ravel()).reshape(lengths.shape)
-        rows = np.empty(lengths.sum(), np.int32)
-        weights = np.ones(len(rows), np.float32)
-        for f, field in enumerate(fields):
-            ids, _, values = self.fields[field.name]
-            own = lengths[:, f]
-            within = np.arange(own.sum()) - np.repeat(own.cumsum() - own, own)
-            source = np.repeat(begins[:, f], own) + within
-            to = np.repeat(places[:, f], own) + within
-            known, row_of = self.ids[field.table_name]
-            picked = ids[source]
-            at = np.minimum(np.searchsorted(known, picked), len(known) - 1)
-            found = np.where(known[at] == picked, row_of[at], 0)
-            rows[to] = found + self.schema.row_bases[field.table_name]
-            if values is not None:
-                weights[to] = values[source]
-        return lengths.ravel(), rows, weights
+    def batch(self, impressions: np.ndarray) -> Any:
+        distinct, index = np.unique(self.common_row[impressions], return_inverse=True)
+        common, impression = bags(self.sides[0], distinct), bags(self.sides[1], impressions)
+        rows = torch.cat([common[0], impression[0]])
+        offsets = torch.cat([common[1], impression[1][1:] + common[1][-1]])
+        weights = torch.cat([common[2], impression[2]])
+        return reference.batch_plan(rows, offsets, weights), torch.from_numpy(index)
 
 
 def comparison(name: str, threads: int, rounds: int) -> harness.Comparison:
@@ -95,8 +59,7 @@ def comparison(name: str, threads: int, rounds: int) -> harness.Comparison:
     batches = Batches(
         dataset, 4096, vocabulary=vocabulary, group_limit=limit, threads=threads, prefetch=4
     )
-    peer = NumpyAssembly(dataset, batches)
-    peer.use(vocabulary)
+    peer = NumpyAssembly(dataset, batches, vocabulary)
     order = batches._order()
     assert order is not None
     rows = order if dataset.selection is None else dataset.selection[order]

@@ -19,8 +19,8 @@ from peers import library_esmm
 from peers.training_script import Script
 
 import esmm_fast as ef
+from esmm_fast.data.synth import synth
 from esmm_fast.schedule import default_optimizers
-from esmm_fast.synth import synth
 
 PEERS = ("joined", "deduplicated", "torch-rechub", "DeepCTR-Torch")
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import harness
 
-from esmm_fast.dataset import Dataset
-from esmm_fast.synth import IMPRESSIONS, synth
+from esmm_fast.data.dataset import Dataset
+from esmm_fast.data.synth import IMPRESSIONS, synth
 
 _GIGABYTE_OF_TEXT = 2_170_000  # impressions whose two files together are 1 GB
 _PIECE = 4 << 20
@@ -32,7 +32,7 @@ _PIECE = 4 << 20
 PREPARE = """
 import json, os, re, sys, time
 from pathlib import Path
-from esmm_fast.prepare_log import prepare
+from esmm_fast.data.prepare_log import prepare
 begin, cpu = time.perf_counter(), sum(os.times()[:2])
 prepare(skeleton=sys.argv[1], common=sys.argv[2], out=sys.argv[3], threads=int(sys.argv[4]))
 print(json.dumps({

@@ -11,8 +11,10 @@ import gc
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -160,7 +162,7 @@ def _processor() -> str:
 
 
 def facts() -> dict[str, Any]:
-    """Returns where and when this runs: processor, cores, versions, commit, date."""
+    """Returns where, when and how this runs: processor, versions, commit, date, command."""
     commit = _output("git", "rev-parse", "--short=12", "HEAD")
     changed = "+changes" if commit and _output("git", "status", "--porcelain", "-uno") else ""
     return {
@@ -173,6 +175,7 @@ def facts() -> dict[str, Any]:
         "platform": platform.platform(),
         "commit": (commit + changed) or None,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
     }
 
 

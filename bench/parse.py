@@ -19,16 +19,10 @@ import esmm_fast._native as _native
 import harness
 import peers
 
-from esmm_fast.logs import LogReader
-from esmm_fast.prepare_log import prepare
+from esmm_fast.data.logs import LogReader
+from esmm_fast.data.prepare_log import prepare
+from esmm_fast.data.synth import synth
 from esmm_fast.schema import ALI_CCP
-from esmm_fast.synth import synth
-
-PEER_IMPRESSIONS = {"python": 40_000, "pandas": 40_000}
-"""Impressions of a slow peer's log; the others read `--peer-impressions`."""
-
-RATES: dict[str, dict[str, float]] = {}
-"""Title -> candidate -> MB of text per second, of the latest comparison."""
 
 
 def tokenise(files: list[Path], threads: int) -> None:
@@ -68,7 +62,6 @@ def compare(
     comparison = harness.compare(title, calls, rounds=rounds, warmup=1, threads=threads)
     rates = ", ".join(f"{name} {size / comparison.median(name):,.1f} MB/s" for name in calls)
     print(f"{title}, threads: {threads}: {rates}", flush=True)
-    RATES[title.split(",")[0]] = {name: size / comparison.median(name) for name in calls}
     return comparison
 
 
@@ -95,25 +88,24 @@ def beside_peers(
 ) -> list[harness.Comparison]:
     """`prepare` in ratios to each peer on the same files, after a check that both find the same."""
     found = []
+    folder = scratch / "peer_log"
+    if names:
+        synth(folder, impressions, 1000, seed=0)
+    files = log_files(folder)
     for name in names:
         load = peers.peer(name)
         if load is None:
             print(f"peer {name}: not installed ({', '.join(peers.NAMES[name])}), left out")
             continue
-        own = min(impressions, PEER_IMPRESSIONS.get(name, impressions))
-        folder = scratch / f"log{own}"
-        if not folder.exists():
-            synth(folder, own, 1000, seed=0)
-        files = log_files(folder)
         check_peer(load, files, scratch)
 
-        def run_peer(load: peers.Load = load, files: list[Path] = files) -> None:
+        def run_peer(load: peers.Load = load) -> None:
             shutil.rmtree(scratch / "peer", ignore_errors=True)
             load(files[0], files[1], scratch / "peer")
 
         calls: dict[str, Callable[[], object]] = {
             name: run_peer,
-            "prepare": lambda files=files: whole(files, scratch / "dataset", threads),  # type: ignore[misc]
+            "prepare": lambda: whole(files, scratch / "dataset", threads),
         }
         found.append(compare(f"peer {name}", files, calls, rounds, threads))
         shutil.rmtree(scratch / "peer")
@@ -149,11 +141,6 @@ def run(options: argparse.Namespace) -> Sequence[harness.Comparison]:
             found += beside_peers(
                 names, scratch, options.peer_impressions, options.rounds, max(options.threads)
             )
-    if "both files" in RATES:
-        own = RATES["both files"]["prepare"]
-        for name in peers.NAMES:
-            if rates := RATES.get(f"peer {name}"):
-                print(f"prepare on the large log over {name} on its own: {own / rates[name]:.1f} x")
     return found
 
 

@@ -2,7 +2,7 @@
 
 A study trains variants with the same seeds on one log. A finished run is kept in `--out`, so that
 the same command goes on where it was stopped; differences to a baseline are paired by seed, and
-their intervals hold both the seeds and the test set (`esmm_fast.intervals`).
+their intervals hold both the seeds and the test set (`esmm_fast.comparison.intervals`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esmm_fast import Dataset, prepare
+from esmm_fast.comparison.intervals import auc_error, paired_difference
+from esmm_fast.comparison.records import Records
+from esmm_fast.data.synth import synth
 from esmm_fast.evaluation import Predictions, Truth, task_metrics
-from esmm_fast.intervals import auc_error, paired_difference
-from esmm_fast.records import Records
 from esmm_fast.samplers import common_rows_of
-from esmm_fast.synth import synth
 
 TASKS = {
     "ctr": ("CTR AUC", "metrics.ctr.auc"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import harness
 
-from esmm_fast.synth import synth
+from esmm_fast.data.synth import synth
 
 PIECE = 1 << 20  # bytes per write
 

@@ -1,8 +1,8 @@
 """The batches of every bench: a synthetic log with the public log's statistics, prepared once.
 
-`esmm_fast.synth` makes the log (its docstring says what is published and what is not), so sizes,
-bag lengths, groups and ids stand in one place. The vocabulary has a row for every id of the fields'
-blocks: the ids that the log holds by descending count, then the others.
+`esmm_fast.data.synth` makes the log (its docstring says what is published and what is not), so
+sizes, bag lengths, groups and ids stand in one place. The vocabulary has a row for every id of the
+fields' blocks: the ids that the log holds by descending count, then the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from esmm_fast import Batch, Dataset, Schema, Vocabulary, _native, prepare
-from esmm_fast.synth import VERSION, synth
+from esmm_fast.data.synth import VERSION, synth
 
 DIM = 18  # the paper's
 ROTATION = 16  # batches in turn, at most: few of a batch's rare rows are still in a cache

@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from . import reference as reference
     from ._library import set_isa as set_isa
     from .batch import Batch as Batch
-    from .dataset import Dataset as Dataset
+    from .data.dataset import Dataset as Dataset
+    from .data.log_format import LogFormat as LogFormat
+    from .data.logs import read_log as read_log
+    from .data.merge_shards import merge_shards as merge_shards
+    from .data.prepare_log import prepare as prepare
     from .embedding import EmbeddingTables as EmbeddingTables
     from .embedding_bag import EmbeddingBag as EmbeddingBag
-    from .log_format import LogFormat as LogFormat
-    from .logs import read_log as read_log
-    from .merge_shards import merge_shards as merge_shards
     from .model import ESMM as ESMM
     from .model import EntireSpaceChain as EntireSpaceChain
     from .model import SplitLinear as SplitLinear
     from .model import Tower as Tower
     from .ops.product_loss import product_loss as product_loss
     from .plan import Plan as Plan
-    from .prepare_log import prepare as prepare
     from .schema import Field as Field
     from .schema import Schema as Schema
     from .train import evaluate as evaluate
@@ -35,13 +35,13 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Batch": "batch",
-    "Dataset": "dataset",
+    "Dataset": "data.dataset",
     "ESMM": "model",
     "EmbeddingBag": "embedding_bag",
     "EmbeddingTables": "embedding",
     "EntireSpaceChain": "model",
     "Field": "schema",
-    "LogFormat": "log_format",
+    "LogFormat": "data.log_format",
     "Plan": "plan",
     "Schema": "schema",
     "SplitLinear": "model",
@@ -49,10 +49,10 @@ _HOME = {
     "Vocabulary": "vocabulary",
     "evaluate": "train",
     "fit": "train",
-    "merge_shards": "merge_shards",
-    "prepare": "prepare_log",
+    "merge_shards": "data.merge_shards",
+    "prepare": "data.prepare_log",
     "product_loss": "ops",
-    "read_log": "logs",
+    "read_log": "data.logs",
     "set_isa": "_library",
 }
 _MODULES = ("ops", "optim", "reference")

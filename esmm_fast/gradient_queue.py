@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _library as _library  # loads the compiled libraries
+from . import _library as _library
 
 
 @dataclass

@@ -16,7 +16,7 @@ from torch import nn
 
 from .batch import Batch
 from .config import Settings
-from .dataset import Dataset
+from .data.dataset import Dataset
 from .evaluation import Predictions, predict
 from .samplers import Context, View, entire_space
 from .schedule import default_optimizers, schedulers

@@ -12,14 +12,14 @@ from typing import Any
 
 import msgspec
 
-from . import report
+from .comparison import report
+from .comparison.experiment import compare
+from .comparison.results import cell, write
 from .config import Settings
-from .dataset import Dataset
+from .data.dataset import Dataset
+from .data.prepare_log import prepare
+from .data.synth import synth
 from .evaluation import Truth
-from .experiment import compare
-from .prepare_log import prepare
-from .results import cell, write
-from .synth import synth
 
 MARKER = "quickstart.json"
 """Says that a directory was made here, so that a later quickstart may replace it."""

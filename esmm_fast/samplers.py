@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .dataset import Dataset
+from .data.dataset import Dataset
 from .evaluation import Predictions
 
 PROPENSITY_FLOOR = 0.1

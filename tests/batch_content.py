@@ -5,7 +5,7 @@ from typing import Any
 from tiny_dataset import TinyDataset
 
 from esmm_fast.batch import Batch, Plan
-from esmm_fast.batches import Batches
+from esmm_fast.data.batches import Batches
 from esmm_fast.vocabulary import Vocabulary
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 _PARENT = """
 import json, os, sys
 import torch._dynamo, safetensors.torch, matplotlib.pyplot  # no operator runs before a fork
-import esmm_fast.batches, esmm_fast.report, esmm_fast.runs
+import esmm_fast.data.batches, esmm_fast.comparison.report, esmm_fast.run.run
 from esmm_fast.cli import main
 
 for line in sys.stdin:

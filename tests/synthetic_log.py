@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from esmm_fast import Dataset, prepare
+from esmm_fast.data.synth import synth
 from esmm_fast.evaluation import Truth
-from esmm_fast.synth import synth
 
 
 @dataclass(frozen=True)

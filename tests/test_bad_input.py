@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from esmm_fast.logs import LogError, LogReader, read_log
-from esmm_fast.prepare_log import prepare
+from esmm_fast.data.logs import LogError, LogReader, read_log
+from esmm_fast.data.prepare_log import prepare
+from esmm_fast.data.synth import synth
 from esmm_fast.schema import ALI_CCP
-from esmm_fast.synth import synth
 
 KEY = "bacff91692951881"
 LINE = f"1,0,0,{KEY},1,205\x027\x031.0\n".encode()
@@ -123,7 +123,7 @@ def test_a_full_tmpfs(tmp_path):
 
 FORBIDDEN = """
 import os, sys
-import esmm_fast.dataset, esmm_fast.prepare_log  # while their files can be read
+import esmm_fast.data.dataset, esmm_fast.data.prepare_log  # while their files can be read
 from esmm_fast.cli import main
 if os.geteuid() == 0:
     os.seteuid(65534)  # root may read everything
@@ -221,7 +221,7 @@ def test_memory_does_not_grow_with_the_log(tmp_path):
     code = """
 import re, sys
 from pathlib import Path
-from esmm_fast.prepare_log import prepare
+from esmm_fast.data.prepare_log import prepare
 prepare(sys.argv[1], out=sys.argv[2], threads=2, chunk_bytes=1 << 20)
 print(re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """

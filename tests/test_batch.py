@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny_dataset import SCHEMA, tiny_dataset
 
 from esmm_fast.batch import Batch, Plan
-from esmm_fast.batches import Batches
+from esmm_fast.data.batches import Batches
 from esmm_fast.schema import Field, Schema
 from esmm_fast.vocabulary import Vocabulary
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from esmm_fast.prepare_log import prepare
-from esmm_fast.synth import synth
+from esmm_fast.data.prepare_log import prepare
+from esmm_fast.data.synth import synth
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 

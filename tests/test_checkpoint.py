@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from esmm_fast import ESMM, checkpoint
+from esmm_fast import ESMM
+from esmm_fast.run import checkpoint
 
 
 def networks(seed: int) -> dict[str, nn.Module]:

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from esmm_fast import config, quickstart
+from esmm_fast.cli.printing import echo_metrics
 from esmm_fast.config import RunConfig
 from esmm_fast.evaluation import Predictions, Truth, task_metrics
-from esmm_fast.printing import echo_metrics
 
 if TYPE_CHECKING:
     from synthetic_log import SyntheticLog
@@ -251,7 +251,7 @@ def test_tables_that_do_not_fit_are_refused_before_anything_is_made(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("esmm_fast.memory.available", lambda: 1000)
+    monkeypatch.setattr("esmm_fast.run.memory.available", lambda: 1000)
     options = ["--train", synthetic_log.train_path, "--out", tmp_path / "run", *SMALL]
     status, shown, error = call(capsys, "train", *options)
     assert status == 1 and error.count("\n") == 1

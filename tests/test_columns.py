@@ -12,7 +12,7 @@ import torch
 from tiny_dataset import tiny_dataset
 
 from esmm_fast.batch import Batch
-from esmm_fast.batches import Batches
+from esmm_fast.data.batches import Batches
 from esmm_fast.model import ESMM
 from esmm_fast.schema import Schema
 from esmm_fast.vocabulary import Vocabulary

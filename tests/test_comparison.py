@@ -12,12 +12,13 @@ import pyarrow.parquet
 import pytest
 from test_cli import call
 
-from esmm_fast import experiment, metrics, report
-from esmm_fast import results as tables
+from esmm_fast import metrics
 from esmm_fast.catalogue import PAPER, resolve
+from esmm_fast.comparison import experiment, report
+from esmm_fast.comparison import results as tables
+from esmm_fast.comparison.intervals import auc_error
 from esmm_fast.config import Settings
 from esmm_fast.evaluation import Predictions
-from esmm_fast.intervals import auc_error
 from esmm_fast.samplers import common_rows_of, share_of_groups, split_off_end
 
 if TYPE_CHECKING:
@@ -171,7 +172,7 @@ def test_both_readings_of_the_network_and_both_adams_on_the_command_line(
 def test_shared_networks_are_trained_once_a_repeat(
     synthetic_log: SyntheticLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from esmm_fast import runner
+    from esmm_fast.comparison import runner
 
     trained: list[str] = []
     fit = runner.fit_method
@@ -305,7 +306,7 @@ def test_time_left_in_words() -> None:
 
 
 def test_a_method_without_pcvr_cannot_be_judged() -> None:
-    from esmm_fast.runner import _scores
+    from esmm_fast.comparison.runner import _scores
 
     with pytest.raises(ValueError, match="predictions: expected pctr, pcvr and pctcvr, got none"):
         _scores(Predictions(np.zeros((1, 2), np.float32)).pcvr)

@@ -326,6 +326,31 @@ def test_bad_indices_are_left_out_and_reported(device: Any) -> None:
         assert f"{name}[{index}] = 2147483647 is outside".encode() in device.take_status()
 
 
+@pytest.mark.parametrize("name", ["segment_ptr", "touched_rows"])
+def test_what_does_not_ascend_is_left_out_and_reported(device: Any, name: str) -> None:
+    gradient = Case.make([2, 3, 1, 40]).gradient()
+    bounds = getattr(gradient, name)
+    bounds[3] = bounds[2] if name == "touched_rows" else bounds[2] - 1
+    if name == "segment_ptr":
+        values, _ = row_gradients_of(device, gradient)
+        assert values.isfinite().all()
+    else:
+        table = torch.rand(50, 54, dtype=torch.float64)
+        assert updated(device, gradient, table, "lazy_adam").isfinite().all()
+    message = device.take_status().decode()
+    assert f"{name}[3] = {int(bounds[3])} is outside the ascending order" in message
+
+
+def test_every_cut_fits_into_shared_memory(device: Any) -> None:
+    device.shared_bytes.restype = ctypes.c_int64
+    for items in (0, 1, 2**22 - 1, 2**22, 2**24, 2**31 - 1):
+        for dim in (1, 2, 3, 4, 18, 64, 256):
+            for vector, wide in ((1, 0), (2, 0), (4, 0), (1, 1), (2, 1)):
+                for tuning in ((4, 8, 0), (8, 8, 0), (2, 1, 0), (8, 8, 8), (4, 8, 100)):
+                    sizes = (ctypes.c_int64 * 7)(items, dim, vector, wide, *tuning)
+                    assert 0 < device.shared_bytes(sizes) <= 47 * 1024, list(sizes)
+
+
 @pytest.mark.parametrize("dim", [1, 4, 18, 19])
 def test_initial_rows_have_the_bits_of_the_cpu(device: Any, dim: int) -> None:
     ids = torch.randint(-(2**63), 2**63 - 1, (37,))

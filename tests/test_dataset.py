@@ -19,12 +19,12 @@ import slow_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esmm_fast import dataset_files
-from esmm_fast.dataset import Dataset, DatasetError
-from esmm_fast.logs import LogError
-from esmm_fast.manifest import schema_from_dict, schema_to_dict
-from esmm_fast.prepare_log import prepare
-from esmm_fast.published import PUBLISHED
+from esmm_fast.data import dataset_files
+from esmm_fast.data.dataset import Dataset, DatasetError
+from esmm_fast.data.logs import LogError
+from esmm_fast.data.manifest import schema_from_dict, schema_to_dict
+from esmm_fast.data.prepare_log import prepare
+from esmm_fast.data.published import PUBLISHED
 from esmm_fast.schema import ALI_CCP, Field, Schema
 
 GOOD = Path(__file__).parent / "logs" / "good"
@@ -295,7 +295,7 @@ def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, error):
 
 SLOW_PREPARE = """
 import sys, time
-from esmm_fast import dataset_files, prepare_log
+from esmm_fast.data import dataset_files, prepare_log
 write = dataset_files.TableFile.write
 def slow_write(self, batch, layout):
     write(self, batch, layout)
@@ -332,7 +332,7 @@ def test_ctrl_c_is_heard_while_the_parser_waits(tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     code = (
-        "import sys; from esmm_fast.logs import read_log;"
+        "import sys; from esmm_fast.data.logs import read_log;"
         "print('on', flush=True); read_log(sys.argv[1])"
     )
     process = subprocess.Popen(

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from esmm_fast import experiment, metrics, runner
-from esmm_fast import results as tables
+from esmm_fast import metrics
+from esmm_fast.comparison import experiment, runner
+from esmm_fast.comparison import results as tables
 from esmm_fast.config import Settings
 from esmm_fast.evaluation import Predictions
 

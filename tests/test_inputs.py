@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import slow_log
 
-from esmm_fast import inputs
-from esmm_fast.inputs import Inputs, LogFile
-from esmm_fast.logs import LogError, LogReader, read_log
-from esmm_fast.prepare_log import prepare
+from esmm_fast.data import inputs
+from esmm_fast.data.inputs import Inputs, LogFile
+from esmm_fast.data.logs import LogError, LogReader, read_log
+from esmm_fast.data.prepare_log import prepare
 from esmm_fast.progress import Progress
 from esmm_fast.schema import ALI_CCP
 
@@ -234,7 +234,7 @@ def test_standard_input(tmp_path, packed):
     command += ["--common", files[1], "--out", tmp_path / "out"]
     done = subprocess.run(command, input=data, capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
-    from esmm_fast.dataset import Dataset
+    from esmm_fast.data.dataset import Dataset
 
     dataset = Dataset(tmp_path / "out")
     assert rows(dataset).impressions == slow_log.parse(*texts).impressions

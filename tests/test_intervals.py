@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esmm_fast import metrics
-from esmm_fast.intervals import auc_error, auc_parts, paired_difference, student_quantile
+from esmm_fast.comparison.intervals import auc_error, auc_parts, paired_difference, student_quantile
 
 
 def literal(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,10 +12,10 @@ import slow_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esmm_fast.dataset import Dataset
-from esmm_fast.log_format import LogFormat, read_format
-from esmm_fast.logs import LogError, read_log
-from esmm_fast.prepare_log import prepare
+from esmm_fast.data.dataset import Dataset
+from esmm_fast.data.log_format import LogFormat, read_format
+from esmm_fast.data.logs import LogError, read_log
+from esmm_fast.data.prepare_log import prepare
 from esmm_fast.schema import ALI_CCP, Field, Schema
 
 SCHEMA = """

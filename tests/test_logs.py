@@ -14,8 +14,8 @@ import slow_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esmm_fast.logs import LogError, LogReader, read_log
-from esmm_fast.record_batches import Layout, conform
+from esmm_fast.data.logs import LogError, LogReader, read_log
+from esmm_fast.data.record_batches import Layout, conform
 from esmm_fast.schema import ALI_CCP, Field, Schema
 
 GOOD = Path(__file__).parent / "logs" / "good"
@@ -311,7 +311,7 @@ def test_several_files(tmp_path, compressed):
 def test_named_pipe(tmp_path):
     """What is not a regular file is read in order."""
     code = (
-        "import sys; from esmm_fast.logs import read_log;"
+        "import sys; from esmm_fast.data.logs import read_log;"
         "print(read_log('/dev/stdin', chunk_bytes=50).impressions.num_rows)"
     )
     done = subprocess.run(

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from esmm_fast import ESMM, Field, Schema, experiment, memory
-from esmm_fast.checkpoint import save
+from esmm_fast import ESMM, Field, Schema
+from esmm_fast.comparison import experiment
+from esmm_fast.comparison.experiment import compare
 from esmm_fast.embedding import EmbeddingTables
-from esmm_fast.experiment import compare
-from esmm_fast.nested import split_tensors
+from esmm_fast.run import memory
+from esmm_fast.run.checkpoint import save
+from esmm_fast.run.nested import split_tensors
 from esmm_fast.schedule import default_optimizers
 
 if TYPE_CHECKING:

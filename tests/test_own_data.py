@@ -42,7 +42,7 @@ def test_the_examples_of_the_page(tmp_path, monkeypatch, capsys):
 
 
 def test_every_key_of_the_schema_file_is_explained():
-    from esmm_fast.log_format import SchemaFile
+    from esmm_fast.data.log_format import SchemaFile
 
     rows = re.findall(r"^\| `(\w+)` \|", DOCS.read_text(), re.M)
     assert rows == list(SchemaFile.__struct_fields__)

@@ -9,10 +9,11 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 
-from esmm_fast import predict, runs
 from esmm_fast.config import RunConfig, resolve
-from esmm_fast.predict import write_predictions
-from esmm_fast.runs import Run
+from esmm_fast.run import predict
+from esmm_fast.run import run as runs
+from esmm_fast.run.predict import write_predictions
+from esmm_fast.run.run import Run
 
 if TYPE_CHECKING:
     from synthetic_log import SyntheticLog

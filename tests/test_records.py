@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from esmm_fast.records import Records
+from esmm_fast.comparison.records import Records
 
 PLAN = {"settings": {"lr": 0.001, "hidden": (4, 2)}, "train": "abc"}
 

@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from esmm_fast import experiment, plots, report, runner
-from esmm_fast import results as tables
 from esmm_fast.catalogue import METHODS
+from esmm_fast.comparison import experiment, plots, report, runner
+from esmm_fast.comparison import results as tables
 from esmm_fast.config import Settings
 from esmm_fast.evaluation import Predictions, Truth, task_metrics
 

@@ -17,12 +17,14 @@ import torch
 from forked import Forking
 from safetensors.torch import load_file
 
-from esmm_fast import catalogue, checkpoint, methods, runs
+from esmm_fast import catalogue, methods
 from esmm_fast.catalogue import METHODS
 from esmm_fast.config import RunConfig, resolve
-from esmm_fast.interruption import Interrupted
 from esmm_fast.methods import Method
-from esmm_fast.run_session import Session
+from esmm_fast.run import checkpoint
+from esmm_fast.run import run as runs
+from esmm_fast.run.interruption import Interrupted
+from esmm_fast.run.session import Session
 
 if TYPE_CHECKING:
     from synthetic_log import SyntheticLog

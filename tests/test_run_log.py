@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from esmm_fast.run_log import RunLog, event_writer_class
+from esmm_fast.run.log import RunLog, event_writer_class
 from esmm_fast.train import History, Step
 
 

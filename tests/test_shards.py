@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esmm_fast.cli import cli, main
-from esmm_fast.dataset import Dataset, DatasetError
-from esmm_fast.log_format import LogFormat
-from esmm_fast.logs import LogError, lines_before
-from esmm_fast.merge_shards import merge_shards
-from esmm_fast.prepare_log import prepare
+from esmm_fast.data.dataset import Dataset, DatasetError
+from esmm_fast.data.log_format import LogFormat
+from esmm_fast.data.logs import LogError, lines_before
+from esmm_fast.data.merge_shards import merge_shards
+from esmm_fast.data.prepare_log import prepare
+from esmm_fast.data.shards import Shard, parse_shard
 from esmm_fast.schema import ALI_CCP, Field, Schema
-from esmm_fast.shards import Shard, parse_shard
 
 DATA = ("impressions.arrow", "common_rows.arrow", "counts.arrow")
 LINE = "{},{},0,{:016x},1,205\x02{}\x031.0\n"

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from esmm_fast import _native
-from esmm_fast import synth as synth_module
+from esmm_fast.data import synth as synth_module
+from esmm_fast.data.synth import synth
 from esmm_fast.schema import ALI_CCP
-from esmm_fast.synth import synth
 
 COMMON = {f.name for f in ALI_CCP.common}
 IMPRESSION = {f.name for f in ALI_CCP.impression}

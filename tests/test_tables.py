@@ -13,12 +13,12 @@ import slow_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esmm_fast import table_source
-from esmm_fast.dataset import Dataset
-from esmm_fast.log_format import LogFormat
-from esmm_fast.logs import LogError
+from esmm_fast.data import table_source
+from esmm_fast.data.dataset import Dataset
+from esmm_fast.data.log_format import LogFormat
+from esmm_fast.data.logs import LogError
+from esmm_fast.data.prepare_log import prepare
 from esmm_fast.model import EntireSpaceChain
-from esmm_fast.prepare_log import prepare
 from esmm_fast.schema import ALI_CCP, Field, Schema
 from esmm_fast.vocabulary import Vocabulary
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_dataset import SCHEMA, tiny_dataset
 
 from esmm_fast import _native
-from esmm_fast.batches import Batches
+from esmm_fast.data.batches import Batches
 from esmm_fast.schema import Field, Schema
 from esmm_fast.vocabulary import NO_ID, Vocabulary
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from esmm_fast.dataset import Dataset
+from esmm_fast.data.dataset import Dataset
 
 NAMES = {
     "python": (),

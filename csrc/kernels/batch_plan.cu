@@ -122,12 +122,15 @@ cudaError_t count_begins(void* memory, size_t& bytes, int32_t* begins, int64_t o
 
 }  // namespace
 
-size_t plan_cub_bytes(int64_t occurrences) {
+cudaError_t plan_cub_bytes(int64_t occurrences, size_t& bytes) {
   size_t sort_bytes = 0, scan_bytes = 0;
-  if (occurrences == 0) return 0;
-  sort_pairs(nullptr, sort_bytes, {}, nullptr, occurrences, 31, nullptr);
-  count_begins(nullptr, scan_bytes, nullptr, occurrences, nullptr);
-  return std::max(sort_bytes, scan_bytes);
+  bytes = 0;
+  if (occurrences == 0) return cudaSuccess;
+  cudaError_t error = sort_pairs(nullptr, sort_bytes, {}, nullptr, occurrences, 31, nullptr);
+  if (error == cudaSuccess)
+    error = count_begins(nullptr, scan_bytes, nullptr, occurrences, nullptr);
+  bytes = std::max(sort_bytes, scan_bytes);
+  return error;
 }
 
 template <typename Row, typename Offset>

@@ -32,7 +32,8 @@ struct PlanScratch {
   size_t cub_bytes;
 };
 
-size_t plan_cub_bytes(int64_t occurrences);
+// Says how much CUB needs for `occurrences` occurrences.
+cudaError_t plan_cub_bytes(int64_t occurrences, size_t& bytes);
 
 // Checks rows and offsets, sorts the occurrences by row, counts the touched rows: fills
 // occurrence_by_row [N], bag_of_occurrence [N] and scratch.facts. Stable: a function of its

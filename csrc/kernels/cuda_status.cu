@@ -9,9 +9,12 @@ namespace esmm_fast {
 namespace {
 
 constexpr unsigned long long kNothing = ~0ull;
-constexpr const char* kNames[kCudaChecks] = {"rows", "bag_of_occurrence", "occurrence_by_row",
-                                             "touched_rows"};
-constexpr const char* kOutside[kCudaChecks] = {"the table", "the batch", "the batch", "the table"};
+constexpr const char* kNames[kCudaChecks] = {
+    "rows",         "bag_of_occurrence", "occurrence_by_row",
+    "touched_rows", "touched_rows",      "segment_ptr"};
+constexpr const char* kOutside[kCudaChecks] = {"the table",           "the batch",
+                                               "the batch",           "the table",
+                                               "the ascending order", "the ascending order"};
 
 std::atomic<unsigned long long*> words_of_process{nullptr};
 

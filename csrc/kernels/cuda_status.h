@@ -11,8 +11,15 @@
 
 namespace esmm_fast {
 
-enum class CudaCheck : int { kRows, kBagOfOccurrence, kOccurrenceByRow, kTouchedRows };
-constexpr int kCudaChecks = 4;
+enum class CudaCheck : int {
+  kRows,
+  kBagOfOccurrence,
+  kOccurrenceByRow,
+  kTouchedRows,
+  kTouchedOrder,
+  kSegmentPtr
+};
+constexpr int kCudaChecks = 6;
 
 // One word for each check: index << 32 | value, both as 32 bits, written in one store; all ones
 // where nothing was found.

@@ -1,4 +1,5 @@
 // Choices of the CUDA kernels that bench/cuda.py measures: none of them changes what is computed.
+// For one thread: an operator reads them more than once.
 #pragma once
 #include <cstdint>
 

@@ -17,20 +17,6 @@ ESMM_DECLARE(avx2)
 ESMM_DECLARE(avx512)
 #endif
 
-int64_t row_elements(UpdateRule rule, int64_t dim) {
-  switch (rule) {
-    case UpdateRule::kSgd:
-      return dim;
-    case UpdateRule::kAdagrad:
-      return 2 * dim;
-    case UpdateRule::kRowwiseAdagrad:
-      return dim + 1;
-    case UpdateRule::kLazyAdam:
-      return 3 * dim;
-  }
-  return 0;
-}
-
 template <typename T>
 void update_rows(UpdateRule rule, const RowGradient<T>& gradient, const TableRows<T>& rows,
                  const UpdateParameters<T>& parameters, int64_t begin, int64_t end) {

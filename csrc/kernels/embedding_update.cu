@@ -10,41 +10,43 @@ namespace esmm_fast {
 namespace {
 
 // A rule is built per row from its gradient; apply() works on one element. kStates: states of D
-// elements behind the weight; kElements(D): what a row holds.
+// elements behind the weight.
+
+template <typename T>
+struct ElementRule {
+  UpdateParameters<T> p;
+  template <typename Lanes>
+  __device__ __forceinline__ ElementRule(const UpdateParameters<T>& parameters, const Lanes&, T*,
+                                         const typename Lanes::Part&)
+      : p(parameters) {}
+};
 
 // w -= lr g.
 template <typename T>
-struct Sgd {
+struct Sgd : ElementRule<T> {
+  static constexpr UpdateRule kRule = UpdateRule::kSgd;
   static constexpr int kStates = 0;
-  UpdateParameters<T> p;
-  template <typename Lanes>
-  __device__ __forceinline__ Sgd(const UpdateParameters<T>& parameters, const Lanes&, T*,
-                                 const typename Lanes::Part&)
-      : p(parameters) {}
-  __device__ __forceinline__ void apply(T& w, T&, T&, T g) const { w -= g * p.step_size; }
-  static __device__ __forceinline__ int64_t elements(int64_t dim) { return dim; }
+  using ElementRule<T>::ElementRule;
+  __device__ __forceinline__ void apply(T& w, T&, T&, T g) const { w -= g * this->p.step_size; }
 };
 
 // sum += g^2; w -= lr g / (sqrt(sum) + eps).
 template <typename T>
-struct Adagrad {
+struct Adagrad : ElementRule<T> {
+  static constexpr UpdateRule kRule = UpdateRule::kAdagrad;
   static constexpr int kStates = 1;
-  UpdateParameters<T> p;
-  template <typename Lanes>
-  __device__ __forceinline__ Adagrad(const UpdateParameters<T>& parameters, const Lanes&, T*,
-                                     const typename Lanes::Part&)
-      : p(parameters) {}
+  using ElementRule<T>::ElementRule;
   __device__ __forceinline__ void apply(T& w, T& sum, T&, T g) const {
     sum += g * g;
-    w -= g / (sqrt(sum) + p.eps) * p.step_size;
+    w -= g / (sqrt(sum) + this->p.eps) * this->p.step_size;
   }
-  static __device__ __forceinline__ int64_t elements(int64_t dim) { return 2 * dim; }
 };
 
 // sum += mean of g^2 over the row; w -= lr g / (sqrt(sum) + eps). The sum is one element behind the
 // weight; the team's first lane alone reads and writes it.
 template <typename T>
 struct RowwiseAdagrad {
+  static constexpr UpdateRule kRule = UpdateRule::kRowwiseAdagrad;
   static constexpr int kStates = 0;
   T scale;
   template <typename Lanes>
@@ -62,25 +64,21 @@ struct RowwiseAdagrad {
     scale = p.step_size / (sqrt(sum) + p.eps);
   }
   __device__ __forceinline__ void apply(T& w, T&, T&, T g) const { w -= g * scale; }
-  static __device__ __forceinline__ int64_t elements(int64_t dim) { return dim + 1; }
 };
 
 // m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v); w -= step_size m / (sqrt(v) + eps). `keep`
 // shrinks the weight first.
 template <typename T>
-struct LazyAdam {
+struct LazyAdam : ElementRule<T> {
+  static constexpr UpdateRule kRule = UpdateRule::kLazyAdam;
   static constexpr int kStates = 2;
-  UpdateParameters<T> p;
-  template <typename Lanes>
-  __device__ __forceinline__ LazyAdam(const UpdateParameters<T>& parameters, const Lanes&, T*,
-                                      const typename Lanes::Part&)
-      : p(parameters) {}
+  using ElementRule<T>::ElementRule;
   __device__ __forceinline__ void apply(T& w, T& m, T& v, T g) const {
+    const UpdateParameters<T>& p = this->p;
     m += (g - m) * p.beta1_rest;
     v += (g * g - v) * p.beta2_rest;
     w = w * p.keep - m / (sqrt(v) + p.eps) * p.step_size;
   }
-  static __device__ __forceinline__ int64_t elements(int64_t dim) { return 3 * dim; }
 };
 
 template <typename T, template <typename> class Rule>
@@ -93,22 +91,14 @@ struct UpdateRow {
   bool prefetch;
 
   __device__ __forceinline__ UpdateParameters<T> parameters() const {
-    if (step_numbers == nullptr) return given;
-    UpdateParameters<T> p;
-    p.grad_factor = static_cast<T>(step_numbers[kGradFactor]);
-    p.step_size = static_cast<T>(step_numbers[kStepSize]);
-    p.beta1_rest = static_cast<T>(1 - step_numbers[kBeta1]);
-    p.beta2_rest = static_cast<T>(1 - step_numbers[kBeta2]);
-    p.eps = static_cast<T>(step_numbers[kEps]);
-    p.keep = static_cast<T>(1 - step_numbers[kDecay]);
-    return p;
+    return step_numbers == nullptr ? given : update_parameters<T>(step_numbers);
   }
 
   __device__ __forceinline__ void ahead(int32_t t, int64_t dim) const {
     if (!prefetch) return;
     const int32_t row = rows.touched_rows[t];
     if (static_cast<uint32_t>(row) >= static_cast<uint64_t>(num_rows)) return;
-    prefetch_l2(rows.table + row * rows.stride, Rule<T>::elements(dim) * sizeof(T));
+    prefetch_l2(rows.table + row * rows.stride, row_elements(Rule<T>::kRule, dim) * sizeof(T));
   }
 
   template <typename Lanes>
@@ -118,6 +108,9 @@ struct UpdateRow {
     const int32_t r = rows.touched_rows[t];
     if (static_cast<uint32_t>(r) >= static_cast<uint64_t>(num_rows)) {
       return status.report(CudaCheck::kTouchedRows, t, r);
+    }
+    if (t > 0 && rows.touched_rows[t - 1] >= r) {  // another team may own the row too
+      return status.report(CudaCheck::kTouchedOrder, t, r);
     }
     T* row = rows.table + r * rows.stride;
     typename Lanes::Part w{}, first{}, second{}, g = sum;

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "kernels/host_device.h"
 #include "kernels/pooled_embedding.h"
 
 namespace esmm_fast {
@@ -18,7 +19,22 @@ enum class UpdateRule : int64_t {
 constexpr int64_t kUpdateRules = 4;
 
 // Returns how many elements of a row hold the weight and the states of the rule.
-int64_t row_elements(UpdateRule rule, int64_t dim);
+ESMM_FAST_HOST_DEVICE constexpr int64_t row_elements(UpdateRule rule, int64_t dim) {
+  switch (rule) {
+    case UpdateRule::kSgd:
+      return dim;
+    case UpdateRule::kAdagrad:
+      return 2 * dim;
+    case UpdateRule::kRowwiseAdagrad:
+      return dim + 1;
+    case UpdateRule::kLazyAdam:
+      return 3 * dim;
+  }
+  return 0;
+}
+
+// The numbers of a step as operators take them.
+enum StepNumber : int { kGradFactor, kStepSize, kBeta1, kBeta2, kEps, kDecay, kStepNumbers };
 
 template <typename T>
 struct UpdateParameters {
@@ -28,6 +44,13 @@ struct UpdateParameters {
   T eps;
   T keep;  // multiplies the weight first: 1 - lr * weight_decay (LazyAdam)
 };
+
+template <typename T>
+ESMM_FAST_HOST_DEVICE UpdateParameters<T> update_parameters(const double* numbers) {
+  return {static_cast<T>(numbers[kGradFactor]), static_cast<T>(numbers[kStepSize]),
+          static_cast<T>(1 - numbers[kBeta1]),  static_cast<T>(1 - numbers[kBeta2]),
+          static_cast<T>(numbers[kEps]),        static_cast<T>(1 - numbers[kDecay])};
+}
 
 template <typename T>
 struct TableRows {

@@ -10,9 +10,6 @@
 
 namespace esmm_fast {
 
-// The numbers of a step in device memory, so that a captured graph takes those of each replay.
-enum StepNumber : int { kGradFactor, kStepSize, kBeta1, kBeta2, kEps, kDecay, kStepNumbers };
-
 // One launch of an update. A touched row without an occurrence is left as it is.
 template <typename T>
 struct UpdateTouchedRows {
@@ -20,8 +17,10 @@ struct UpdateTouchedRows {
   TableRows<T> rows;
   int64_t num_rows;
   UpdateParameters<T> parameters;
-  const double* step_numbers;  // [kStepNumbers] on the device, or null: `parameters`
-  bool prefetch;               // fetch touched rows into the L2 cache while gradients are summed
+  // [kStepNumbers] on the device, so that a captured graph takes those of each replay, or null:
+  // `parameters`.
+  const double* step_numbers;
+  bool prefetch;  // fetch touched rows into the L2 cache while gradients are summed
   CudaStatus status;
 
   int64_t scratch_bytes() const;

@@ -1,5 +1,6 @@
 // Pooling of bags on a CUDA device, and the gradients of its inputs; segmented_sum.cuh has the
 // summation.
+#include "kernels/block_sum.cuh"
 #include "kernels/pooled_embedding_cuda.h"
 #include "kernels/row_sums.cuh"
 
@@ -100,31 +101,12 @@ SegmentShape shape_of(const RowGradients<T>& rows) {
 
 constexpr int kThreads = 256;
 
-// Returns the sum of `value` over the block to its thread 0: the warps' trees, then the warps in
-// order.
-__device__ double block_sum(double value) {
-  __shared__ double warps[kThreads / kWarpSize];
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-    value += __shfl_down_sync(kWarpMask, value, offset);
-  }
-  if (threadIdx.x % kWarpSize == 0) warps[threadIdx.x / kWarpSize] = value;
-  __syncthreads();
-  double total = 0;
-  for (int warp = 0; threadIdx.x == 0 && warp < kThreads / kWarpSize; ++warp) total += warps[warp];
-  return total;
-}
-
 // out[block] = the sum of the squares (or, kSquares = false, of the values) that are the block's.
 template <bool kSquares, typename T>
 __global__ void __launch_bounds__(kThreads)
     block_sums(const T* values, int64_t count, double* out) {
-  double sum = 0;
-  for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < count;
-       i += gridDim.x * int64_t{kThreads}) {
-    const double x = static_cast<double>(values[i]);
-    sum += kSquares ? x * x : x;
-  }
-  sum = block_sum(sum);
+  const double sum = block_sum<kThreads>(
+      thread_sum<kThreads>(values, count, [](double x) { return kSquares ? x * x : x; }));
   if (threadIdx.x == 0) out[blockIdx.x] = sum;
 }
 
@@ -151,8 +133,7 @@ __global__ void __launch_bounds__(kThreads)
     if (!bag_inside) status.report(CudaCheck::kBagOfOccurrence, n, bag);
     if (row_inside && bag_inside) {
       const T* w = weight + row * stride;
-      const T* grad = bag < g.common_bags ? g.grad_common + bag * g.dim
-                                          : g.grad_impression + (bag - g.common_bags) * g.dim;
+      const T* grad = g.row(bag);
       for (int64_t d = member; d < g.dim; d += kPairLanes) sum += w[d] * grad[d];
     }
   }

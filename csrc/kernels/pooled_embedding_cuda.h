@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/cuda_status.h"
+#include "kernels/host_device.h"
 #include "kernels/pooled_embedding.h"
 
 namespace esmm_fast {
@@ -25,6 +26,12 @@ struct BagGradient {
   const int32_t* segment_ptr;        // [touched + 1], ascending from 0 to N
   const int32_t* occurrence_by_row;  // [N]
   int64_t touched, occurrences;
+
+  // Returns the gradient of a bag, [D].
+  ESMM_FAST_HOST_DEVICE const T* row(int32_t bag) const {
+    return bag < common_bags ? grad_common + bag * dim
+                             : grad_impression + (bag - common_bags) * dim;
+  }
 };
 
 // One launch of a pooling: its cut, and the scratch it needs.

@@ -5,6 +5,7 @@
 //   partials, scale --scaled_sum--> loss                            (mean and sum)
 #include <algorithm>
 
+#include "kernels/block_sum.cuh"
 #include "kernels/cuda_launch.h"
 #include "kernels/cuda_tuning.h"
 #include "kernels/product_loss_cuda.h"
@@ -23,44 +24,24 @@ constexpr int float_impressions_at_once(int stages) {
   return stages == 1 ? 4 : stages == 2 ? 2 : 1;
 }
 
-// Returns the sum of `value` over the block to its thread 0: a tree in each warp, then the warps in
-// order.
-__device__ double block_sum(double value) {
-  __shared__ double warps[kThreads / 32];
-  for (int offset = 16; offset > 0; offset /= 2) {
-    value += __shfl_down_sync(0xffffffff, value, offset);
-  }
-  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
-  __syncthreads();
-  double total = 0;
-  if (threadIdx.x == 0) {
-    for (int warp = 0; warp < kThreads / 32; ++warp) total += warps[warp];
-  }
-  return total;
-}
-
 template <typename T>
-__device__ double thread_sum(const T* values, int64_t count) {
-  double sum = 0;
-  for (int64_t i = blockIdx.x * int64_t{kThreads} + threadIdx.x; i < count;
-       i += gridDim.x * int64_t{kThreads}) {
-    sum += static_cast<double>(values[i]);
-  }
-  return sum;
+__device__ double block_total(const T* values, int64_t count) {
+  return block_sum<kThreads>(
+      thread_sum<kThreads>(values, count, [](double value) { return value; }));
 }
 
 // partials[block] = sum of the values that are the block's.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     block_sums(const T* values, int64_t count, double* partials) {
-  const double sum = block_sum(thread_sum(values, count));
+  const double sum = block_total(values, count);
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
 // One block: *scale = 1 / sum of partials.
 __global__ void __launch_bounds__(kThreads)
     invert_sum(const double* partials, int64_t count, double* scale) {
-  const double sum = block_sum(thread_sum(partials, count));
+  const double sum = block_total(partials, count);
   if (threadIdx.x == 0) *scale = 1 / sum;
 }
 
@@ -68,7 +49,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     scaled_sum(const double* partials, int64_t count, double factor, const double* scale, T* loss) {
-  const double sum = block_sum(thread_sum(partials, count));
+  const double sum = block_total(partials, count);
   if (threadIdx.x == 0) *loss = static_cast<T>(sum * (scale ? *scale : factor));
 }
 
@@ -114,7 +95,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (loss) loss[b] = static_cast<T>(value);
     total += value;
   }
-  const double sum = block_sum(total);
+  const double sum = block_sum<kThreads>(total);
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
@@ -183,7 +164,7 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
-  const double sum = block_sum(total);
+  const double sum = block_sum<kThreads>(total);
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 

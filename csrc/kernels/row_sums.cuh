@@ -12,7 +12,7 @@
 
 namespace esmm_fast {
 
-// Writes zeros to the `dim` elements of out(i) for every i < count with bounds[i] == bounds[i + 1].
+// Writes zeros to the `dim` elements of out(i) for every i < count with bounds[i] >= bounds[i + 1].
 // Ownership: a warp looks at 32 bounds at a time, then its lanes write one row after the other.
 template <typename Out>
 __device__ __forceinline__ void zero_empty(const int32_t* bounds, int64_t count, int64_t dim,
@@ -22,7 +22,7 @@ __device__ __forceinline__ void zero_empty(const int32_t* bounds, int64_t count,
   const int64_t warps = gridDim.x * static_cast<int64_t>(blockDim.x) / kWarpSize;
   for (int64_t base = warp * kWarpSize; base < count; base += warps * kWarpSize) {
     const int64_t i = base + lane;
-    unsigned empty = __ballot_sync(kWarpMask, i < count && bounds[i] == bounds[i + 1]);
+    unsigned empty = __ballot_sync(kWarpMask, i < count && bounds[i] >= bounds[i + 1]);
     for (; empty != 0; empty &= empty - 1) {
       auto* row = out(base + __ffs(empty) - 1);
       for (int64_t d = lane; d < dim; d += kWarpSize) row[d] = 0;
@@ -67,16 +67,27 @@ struct RowSums {
   __device__ __forceinline__ int64_t items() const { return g.touched > 0 ? g.occurrences : 0; }
 
   __device__ __forceinline__ void before() const {
+    check_segments();
     if constexpr (Sink::kFillsEmpty) {
       zero_empty(g.segment_ptr, g.touched, g.dim,
                  [this](int64_t t) { return sink.values + t * g.dim; });
     }
   }
 
-  __device__ __forceinline__ const T* row(int32_t bag) const {
-    return bag < g.common_bags ? g.grad_common + bag * g.dim
-                               : g.grad_impression + (bag - g.common_bags) * g.dim;
+  // Reports bounds that do not ascend from 0 to the number of occurrences.
+  __device__ __forceinline__ void check_segments() const {
+    const int64_t threads = gridDim.x * static_cast<int64_t>(blockDim.x);
+    for (int64_t t = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; t <= g.touched;
+         t += threads) {
+      const int32_t begin = g.segment_ptr[t];
+      const bool good = t == 0 ? begin == 0 : begin >= g.segment_ptr[t - 1];
+      if (!good || (t == g.touched && begin != g.occurrences)) {
+        status.report(CudaCheck::kSegmentPtr, t, begin);
+      }
+    }
   }
+
+  __device__ __forceinline__ const T* row(int32_t bag) const { return g.row(bag); }
 
   __device__ __forceinline__ void read(int64_t item, int32_t& source, T& scale) const {
     source = -1;

@@ -44,12 +44,41 @@ struct SegmentShape {
   __host__ __device__ int threads() const { return warps * kWarpSize; }
 };
 
+// A tile in shared memory: its items, and its teams' parts of segments that began in an earlier
+// team.
+enum PartKind : int { kNone, kEndsHere, kGoesOn };
+
+template <typename T>
+struct SharedTile {
+  T* head;           // [block_teams, record]
+  T* scale;          // [tile_items]
+  int32_t* source;   // [tile_items]
+  int32_t* segment;  // [-1 .. tile_items]: -1 where there is no item
+  int32_t* kind;     // [block_teams]
+
+  static __host__ __device__ size_t bytes(const SegmentShape& shape) {
+    const size_t items = shape.tile_items(), teams = shape.block_teams();
+    return (teams * shape.record + items) * sizeof(T) + (2 * items + 2 + teams) * sizeof(int32_t);
+  }
+  __device__ SharedTile(void* memory, const SegmentShape& shape) {
+    const int items = shape.tile_items(), teams = shape.block_teams();
+    head = static_cast<T*>(memory);
+    scale = head + teams * shape.record;
+    source = reinterpret_cast<int32_t*>(scale + items);
+    segment = source + items + 1;
+    kind = segment + items + 1;
+  }
+};
+
+// A block has 48 KiB of shared memory without asking for more; the rest is a Problem's Search.
+constexpr size_t kDynamicShared = 47 * 1024;
+
 // Returns the cut of `items` items with rows of `dim` <= 256 elements, which can be read in vectors
 // of `vector`.
 template <typename T>
 SegmentShape segment_shape(int64_t items, int64_t dim, int vector, const SegmentTuning& tuning) {
   constexpr int64_t kTilesWanted = 2048;  // with fewer, longer runs would leave processors idle
-  constexpr int64_t kTileItems = 2048;    // at most: 16 bytes of shared memory each
+  constexpr int64_t kTileItems = 2048;    // at most: each takes up to 16 bytes of shared memory
   constexpr int kMaxSteps = 8, kManyVectors = 8;
   const auto within = [](int64_t x, int64_t low, int64_t high) {
     return static_cast<int>(x < low ? low : x > high ? high : x);
@@ -67,6 +96,8 @@ SegmentShape segment_shape(int64_t items, int64_t dim, int vector, const Segment
   const int64_t step_items = shape.tile_items();
   const int64_t steps = tuning.steps > 0 ? tuning.steps : items / (step_items * kTilesWanted);
   shape.steps = within(steps, 1, within(kTileItems / step_items, 1, kMaxSteps));
+  while (SharedTile<T>::bytes(shape) > kDynamicShared && shape.steps > 1) --shape.steps;
+  while (SharedTile<T>::bytes(shape) > kDynamicShared && shape.warps > 1) --shape.warps;
   shape.tiles = (items + shape.tile_items() - 1) / shape.tile_items();
   return shape;
 }
@@ -208,32 +239,6 @@ SegmentEdges<T> segment_edges(const SegmentShape& shape, void* scratch) {
   T* tail = head + shape.tiles * shape.record;
   return {head, tail, reinterpret_cast<int32_t*>(tail + shape.tiles * shape.record)};
 }
-
-// A tile in shared memory: its items, and its teams' parts of segments that began in an earlier
-// team.
-enum PartKind : int { kNone, kEndsHere, kGoesOn };
-
-template <typename T>
-struct SharedTile {
-  T* head;           // [block_teams, record]
-  T* scale;          // [tile_items]
-  int32_t* source;   // [tile_items]
-  int32_t* segment;  // [-1 .. tile_items]: -1 where there is no item
-  int32_t* kind;     // [block_teams]
-
-  static __host__ __device__ size_t bytes(const SegmentShape& shape) {
-    const size_t items = shape.tile_items(), teams = shape.block_teams();
-    return (teams * shape.record + items) * sizeof(T) + (2 * items + 2 + teams) * sizeof(int32_t);
-  }
-  __device__ SharedTile(void* memory, const SegmentShape& shape) {
-    const int items = shape.tile_items(), teams = shape.block_teams();
-    head = static_cast<T*>(memory);
-    scale = head + teams * shape.record;
-    source = reinterpret_cast<int32_t*>(scale + items);
-    segment = source + items + 1;
-    kind = segment + items + 1;
-  }
-};
 
 // Block b owns tile b; blocks beyond the tiles only share in problem.before().
 // Cost: each source row read once and each sum written once, plus two parts per tile.

@@ -1,4 +1,4 @@
-// The Python face of the synthetic log; esmm_fast/synth.py holds the files and the loop.
+// The Python face of the synthetic log; esmm_fast/data/synth.py holds the files and the loop.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

@@ -10,6 +10,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "kernels/pooled_embedding.h"
+
 namespace esmm_fast {
 
 // Throws Error (std::invalid_argument is Python's ValueError, std::out_of_range its IndexError).
@@ -72,6 +74,50 @@ inline void expect_dtype(const torch::stable::Tensor& tensor, torch::headeronly:
                          const char* name) {
   expect(tensor.scalar_type() == dtype, name, ": expected dtype ", dtype_name(dtype), ", got ",
          dtype_name(tensor.scalar_type()));
+}
+
+// Table rows of D contiguous elements, at any distance; an int32 numbers them.
+inline void expect_table_weight(const torch::stable::Tensor& weight) {
+  expect(weight.dim() == 2, "weight: expected shape [R, D], got ", shape_of(weight));
+  expect(weight.size(1) >= 1 && weight.size(1) <= kMaxDim, "weight: expected 1 <= D <= ", kMaxDim,
+         ", got ", shape_of(weight));
+  expect_float(weight, "weight");
+  expect(weight.size(1) == 1 || weight.stride(1) == 1,
+         "weight: expected rows of contiguous elements (stride(1) == 1), got stride(1) = ",
+         weight.stride(1));
+  expect(weight.size(0) < INT32_MAX, "weight: expected fewer than 2^31 - 1 rows, got ",
+         weight.size(0));
+}
+
+// The weight of a gradient [bags, dim] of dtype `dtype`.
+inline void expect_weight_of_gradient(const torch::stable::Tensor& weight, int64_t dim,
+                                      torch::headeronly::ScalarType dtype) {
+  expect_table_weight(weight);
+  expect(weight.size(1) == dim, "weight: expected shape [R, ", dim, "], got ", shape_of(weight));
+  expect_dtype(weight, dtype, "weight");
+}
+
+// The gradients of pooled bags, [common bags, D] and [impression bags, D].
+inline void expect_bag_gradients(const torch::stable::Tensor& grad_common,
+                                 const torch::stable::Tensor& grad_impression) {
+  expect(grad_common.dim() == 2, "grad_common: expected shape [common bags, D], got ",
+         shape_of(grad_common));
+  expect(grad_impression.dim() == 2 && grad_impression.size(1) == grad_common.size(1),
+         "grad_impression: expected shape [impression bags, ", grad_common.size(1), "], got ",
+         shape_of(grad_impression));
+  expect(grad_common.size(1) >= 1 && grad_common.size(1) <= kMaxDim,
+         "grad_common: expected 1 <= D <= ", kMaxDim, ", got ", grad_common.size(1));
+  expect_float(grad_common, "grad_common");
+  expect_dtype(grad_impression, grad_common.scalar_type(), "grad_impression");
+}
+
+// Row numbers or offsets: one dimension of int32 or int64.
+inline void expect_index(const torch::stable::Tensor& tensor, const char* name) {
+  using torch::headeronly::ScalarType;
+  expect(tensor.dim() == 1, name, ": expected one dimension, got shape ", shape_of(tensor));
+  const ScalarType dtype = tensor.scalar_type();
+  expect(dtype == ScalarType::Int || dtype == ScalarType::Long, name,
+         ": expected dtype int32 or int64, got ", dtype_name(dtype));
 }
 
 // A contiguous one-dimensional CPU tensor of `size` elements (any size for -1).

@@ -25,13 +25,6 @@ void run_parallel(int64_t count, const Task& task) {
   });
 }
 
-void check_index(const char* name, const Tensor& tensor) {
-  expect(tensor.dim() == 1, name, ": expected one dimension, got shape ", shape_of(tensor));
-  const ScalarType dtype = tensor.scalar_type();
-  expect(dtype == ScalarType::Int || dtype == ScalarType::Long, name,
-         ": expected dtype int32 or int64, got ", dtype_name(dtype));
-}
-
 template <typename Offset>
 void check_offsets(const Offset* offsets, int64_t bags, int64_t occurrences) {
   expect(offsets[0] == 0, "offsets[0] = ", offsets[0], ": the first bag begins at 0");
@@ -83,8 +76,8 @@ int64_t sort_rows(const Tensor& rows, int64_t num_rows, PlanBuilder& builder) {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_plan_cpu(Tensor rows, Tensor offsets,
                                                                   int64_t num_rows) {
-  check_index("rows", rows);
-  check_index("offsets", offsets);
+  expect_index(rows, "rows");
+  expect_index(offsets, "offsets");
   const int64_t occurrences = rows.numel(), bags = offsets.numel() - 1;
   expect(bags >= 0, "offsets: expected shape [bags + 1], got no element");
   expect(occurrences <= INT32_MAX, "rows: expected at most 2^31 - 1 occurrences, got ",

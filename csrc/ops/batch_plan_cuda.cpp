@@ -14,14 +14,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-void check_index(const char* name, const Tensor& tensor, const Tensor& like) {
-  expect(tensor.dim() == 1, name, ": expected one dimension, got ", tensor.dim());
-  expect(tensor.scalar_type() == ScalarType::Int || tensor.scalar_type() == ScalarType::Long, name,
-         ": expected int32 or int64");
-  expect(tensor.is_cuda() && tensor.get_device_index() == like.get_device_index(), name,
-         ": expected a tensor on the device of rows");
-}
-
 void raise_facts(const PlanFacts& facts, int64_t bags, int64_t occurrences, int64_t num_rows) {
   constexpr unsigned long long kNone = ~0ull;
   if (const unsigned long long i = facts.first_bad_offset; i != kNone) {
@@ -43,8 +35,9 @@ void raise_facts(const PlanFacts& facts, int64_t bags, int64_t occurrences, int6
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_plan_on_device(Tensor rows, Tensor offsets,
                                                                         int64_t num_rows) {
-  check_index("rows", rows, rows);
-  check_index("offsets", offsets, rows);
+  expect_index(rows, "rows");
+  expect_index(offsets, "offsets");
+  expect_on_device_of(offsets, rows, "offsets");
   const int64_t occurrences = rows.numel(), bags = offsets.numel() - 1;
   expect(bags >= 0, "offsets: expected shape [bags + 1], got no element");
   expect(occurrences < INT32_MAX, "rows: expected fewer than 2^31 - 1 occurrences, got ",
@@ -60,7 +53,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> batch_plan_on_device(Tensor r
     return torch::stable::new_empty(rows, {size}, ScalarType::Int);
   };
   Tensor buffers = new_int32(3 * occurrences), facts = new_scratch(rows, sizeof(PlanFacts));
-  const size_t cub_bytes = plan_cub_bytes(occurrences);
+  size_t cub_bytes = 0;
+  call.check(plan_cub_bytes(occurrences, cub_bytes));
   Tensor cub = new_scratch(rows, static_cast<int64_t>(cub_bytes));
   int32_t* keys = buffers.mutable_data_ptr<int32_t>();
   const PlanScratch scratch{keys,

@@ -71,12 +71,18 @@ class CudaCall {
   cudaStream_t stream_;
 };
 
-// Throws unless `tensor` is contiguous and on the device of `like`.
-inline void expect_beside(const torch::stable::Tensor& tensor, const torch::stable::Tensor& like,
-                          const char* name) {
+// Throws unless `tensor` is on the device of `like`.
+inline void expect_on_device_of(const torch::stable::Tensor& tensor,
+                                const torch::stable::Tensor& like, const char* name) {
   expect(tensor.is_cuda() && tensor.get_device_index() == like.get_device_index(), name,
          ": expected a tensor on the device of the other arguments, cuda:", like.get_device_index(),
          tensor.is_cuda() ? ", got another CUDA device" : ", got a tensor that is not on CUDA");
+}
+
+// Throws unless `tensor` is contiguous and on the device of `like`.
+inline void expect_beside(const torch::stable::Tensor& tensor, const torch::stable::Tensor& like,
+                          const char* name) {
+  expect_on_device_of(tensor, like, name);
   expect(tensor.is_contiguous(), name, ": expected a contiguous tensor");
 }
 

@@ -26,11 +26,7 @@ void init(const Tensor& weight, const Tensor& feature_ids, int64_t key, double s
 }
 
 void embedding_init_cpu(Tensor weight, Tensor feature_ids, int64_t key, double std) {
-  expect(weight.dim() == 2, "weight: expected shape [R, D], got ", shape_of(weight));
-  expect_float(weight, "weight");
-  expect(weight.size(1) <= 1 || weight.stride(1) == 1,
-         "weight: expected rows of contiguous elements (stride(1) == 1), got stride(1) = ",
-         weight.stride(1));
+  expect_table_weight(weight);
   expect_vector(feature_ids, ScalarType::Long, weight.size(0), "feature_ids");
   expect(std >= 0 && std <= 1e30, "std: expected a number of at least 0, got ", std);
   if (weight.scalar_type() == ScalarType::Double)

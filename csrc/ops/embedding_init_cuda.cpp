@@ -12,11 +12,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 void embedding_init_on_device(Tensor weight, Tensor feature_ids, int64_t key, double std) {
-  expect(weight.dim() == 2, "weight: expected shape [R, D], got ", shape_of(weight));
-  expect_float(weight, "weight");
-  expect(weight.size(1) <= 1 || weight.stride(1) == 1,
-         "weight: expected rows of contiguous elements (stride(1) == 1), got stride(1) = ",
-         weight.stride(1));
+  expect_table_weight(weight);
   expect_vector_beside(feature_ids, ScalarType::Long, weight.size(0), weight, "feature_ids");
   expect(std >= 0 && std <= 1e30, "std: expected a number of at least 0, got ", std);
   const CudaCall call("embedding_init", weight);

@@ -15,20 +15,14 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-struct Hyperparameters {
-  double grad_factor, step_size, beta1, beta2, eps, decay;
-};
-
 template <typename T>
 void update(const Tensor& table, UpdateRule rule, const BagGradients& gradients,
             const Tensor& touched_rows, const Tensor& segment_ptr, const Tensor& occurrence_by_row,
-            const Hyperparameters& h) {
+            const double* step) {
   const Transpose<T> transpose(gradients, segment_ptr, occurrence_by_row);
   const TableRows<T> rows{static_cast<T*>(table.mutable_data_ptr()), table.size(1),
                           touched_rows.const_data_ptr<int32_t>()};
-  const UpdateParameters<T> parameters{static_cast<T>(h.grad_factor), static_cast<T>(h.step_size),
-                                       static_cast<T>(1 - h.beta1),   static_cast<T>(1 - h.beta2),
-                                       static_cast<T>(h.eps),         static_cast<T>(1 - h.decay)};
+  const UpdateParameters<T> parameters = update_parameters<T>(step);
   transpose.for_rows([&](int64_t, int64_t begin, int64_t end) {
     update_rows(rule, transpose.view(), rows, parameters, begin, end);
   });
@@ -58,11 +52,13 @@ void embedding_update_cpu(Tensor table, Tensor grad_common, Tensor grad_impressi
   if (bad < last)
     fail<std::invalid_argument>("touched_rows[", bad + 1, "] = ", touched[bad + 1],
                                 ": expected more than touched_rows[", bad, "] = ", touched[bad]);
-  const Hyperparameters h{grad_factor, step_size, beta1, beta2, eps, decay};
+  const double step[kStepNumbers] = {grad_factor, step_size, beta1, beta2, eps, decay};
   if (table.scalar_type() == ScalarType::Double)
-    update<double>(table, update_rule, gradients, touched_rows, segment_ptr, occurrence_by_row, h);
+    update<double>(table, update_rule, gradients, touched_rows, segment_ptr, occurrence_by_row,
+                   step);
   else
-    update<float>(table, update_rule, gradients, touched_rows, segment_ptr, occurrence_by_row, h);
+    update<float>(table, update_rule, gradients, touched_rows, segment_ptr, occurrence_by_row,
+                  step);
 }
 
 }  // namespace

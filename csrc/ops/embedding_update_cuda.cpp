@@ -13,20 +13,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-int64_t elements_of(UpdateRule rule, int64_t dim) {
-  switch (rule) {
-    case UpdateRule::kSgd:
-      return dim;
-    case UpdateRule::kAdagrad:
-      return 2 * dim;
-    case UpdateRule::kRowwiseAdagrad:
-      return dim + 1;
-    case UpdateRule::kLazyAdam:
-      return 3 * dim;
-  }
-  return 0;
-}
-
 struct Step {
   double host[kStepNumbers];
   std::optional<Tensor> device;  // [kStepNumbers] float64; `host` is unused then
@@ -36,17 +22,14 @@ template <typename T>
 void launch(const CudaCall& call, const Tensor& table, UpdateRule rule,
             const CudaBagGradients& gradients, const Tensor& touched_rows,
             const Tensor& segment_ptr, const Tensor& occurrence_by_row, const Step& step) {
-  const double* h = step.host;
-  const UpdateTouchedRows<T> update{
-      gradients.view<T>(&segment_ptr, &occurrence_by_row),
-      {static_cast<T*>(table.mutable_data_ptr()), table.size(1),
-       touched_rows.const_data_ptr<int32_t>()},
-      table.size(0),
-      {static_cast<T>(h[kGradFactor]), static_cast<T>(h[kStepSize]), static_cast<T>(1 - h[kBeta1]),
-       static_cast<T>(1 - h[kBeta2]), static_cast<T>(h[kEps]), static_cast<T>(1 - h[kDecay])},
-      step.device ? step.device->const_data_ptr<double>() : nullptr,
-      cuda_tuning().update_prefetch != 0,
-      call.status()};
+  const UpdateTouchedRows<T> update{gradients.view<T>(&segment_ptr, &occurrence_by_row),
+                                    {static_cast<T*>(table.mutable_data_ptr()), table.size(1),
+                                     touched_rows.const_data_ptr<int32_t>()},
+                                    table.size(0),
+                                    update_parameters<T>(step.host),
+                                    step.device ? step.device->const_data_ptr<double>() : nullptr,
+                                    cuda_tuning().update_prefetch != 0,
+                                    call.status()};
   Tensor scratch = new_scratch(table, update.scratch_bytes());
   call.launched(update.launch(rule, scratch.mutable_data_ptr(), call.stream()));
 }
@@ -62,7 +45,7 @@ void run(const Tensor& table, const CudaBagGradients& gradients, const Tensor& t
   expect(table.dim() == 2, "table: expected shape [R, stride], got ", shape_of(table));
   expect_dtype(table, gradients.grad_common.scalar_type(), "table");
   expect_beside(table, gradients.grad_common, "table");
-  const int64_t elements = elements_of(update_rule, gradients.dim());
+  const int64_t elements = row_elements(update_rule, gradients.dim());
   expect(table.size(1) >= elements, "table: expected rows of at least ", elements,
          " elements (weight and state at D = ", gradients.dim(), "), got ", shape_of(table));
   expect(table.size(0) < INT32_MAX, "table: expected fewer than 2^31 - 1 rows, got ",

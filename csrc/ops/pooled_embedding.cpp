@@ -24,17 +24,6 @@ using torch::stable::Tensor;
 constexpr int64_t kOccurrencesPerTask =
     2048;  // of the gradient of weights: about 50 us of work at D = 18
 
-// Throws unless `weight` is rows of D contiguous elements, at any distance.
-void check_weight(const Tensor& weight) {
-  expect(weight.dim() == 2, "weight: expected shape [R, D], got ", shape_of(weight));
-  expect(weight.size(1) >= 1 && weight.size(1) <= kMaxDim, "weight: expected 1 <= D <= ", kMaxDim,
-         ", got ", shape_of(weight));
-  expect_float(weight, "weight");
-  expect(weight.size(1) == 1 || weight.stride(1) == 1,
-         "weight: expected rows of contiguous elements (stride(1) == 1), got stride(1) = ",
-         weight.stride(1));
-}
-
 template <typename T>
 void pool(const Tensor& weight, const Tensor& rows, const Tensor& offsets,
           const std::optional<Tensor>& weights, bool mean, Tensor& common, Tensor& impression) {
@@ -65,7 +54,7 @@ std::tuple<Tensor, Tensor> pooled_embedding_cpu(Tensor weight, Tensor rows, Tens
                                                 Tensor /*occurrence_by_row*/,
                                                 std::optional<Tensor> /*queue*/,
                                                 int64_t common_bags, bool mean, bool /*sparse*/) {
-  check_weight(weight);
+  expect_table_weight(weight);
   rows = as_int32_inside(rows, weight.size(0), "rows", "the table", "rows");
   offsets = as_int32_inside(offsets, rows.size(0) + 1, "offsets", "the list", "occurrences");
   if (weights) expect_vector(*weights, weight.scalar_type(), rows.size(0), "weights");
@@ -149,10 +138,7 @@ Tensor occurrence_gradients_cpu(Tensor grad_common, Tensor grad_impression, Tens
                                 Tensor rows, Tensor bag_of_occurrence) {
   const BagGradients gradients{grad_common, grad_impression, std::nullopt, bag_of_occurrence};
   gradients.check();
-  check_weight(weight);
-  expect(weight.size(1) == gradients.dim(), "weight: expected shape [R, ", gradients.dim(),
-         "], got ", shape_of(weight));
-  expect_dtype(weight, grad_common.scalar_type(), "weight");
+  expect_weight_of_gradient(weight, gradients.dim(), grad_common.scalar_type());
   expect_vector(rows, ScalarType::Int, gradients.occurrences(), "rows");
   expect_inside(rows, weight.size(0), "rows", "the table", "rows");
   return grad_common.scalar_type() == ScalarType::Double

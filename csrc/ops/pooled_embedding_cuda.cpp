@@ -14,18 +14,6 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-void check_weight(const Tensor& weight) {
-  expect(weight.dim() == 2, "weight: expected shape [R, D], got ", shape_of(weight));
-  expect(weight.size(1) >= 1 && weight.size(1) <= kMaxDim, "weight: expected 1 <= D <= ", kMaxDim,
-         ", got ", shape_of(weight));
-  expect_float(weight, "weight");
-  expect(weight.size(1) == 1 || weight.stride(1) == 1,
-         "weight: expected rows of contiguous elements (stride(1) == 1), got stride(1) = ",
-         weight.stride(1));
-  expect(weight.size(0) < INT32_MAX, "weight: expected fewer than 2^31 - 1 rows, got ",
-         weight.size(0));
-}
-
 // Whether a vector of 16 bytes may run over the end of every row, the last one too.
 bool is_padded(const Tensor& weight) {
   const int64_t rows = weight.size(0), vector = 16 / weight.element_size();
@@ -67,7 +55,7 @@ std::tuple<Tensor, Tensor> pooled_embedding_on_device(
     Tensor bag_of_occurrence, Tensor /*touched_rows*/, Tensor /*segment_ptr*/,
     Tensor /*occurrence_by_row*/, std::optional<Tensor> /*queue*/, int64_t common_bags, bool mean,
     bool /*sparse*/) {
-  check_weight(weight);
+  expect_table_weight(weight);
   const int64_t occurrences = rows.numel();
   expect_vector_beside(rows, ScalarType::Int, -1, weight, "rows");
   expect_vector_beside(offsets, ScalarType::Int, -1, weight, "offsets");
@@ -153,12 +141,10 @@ Tensor occurrence_gradients_on_device(Tensor grad_common, Tensor grad_impression
                                       Tensor rows, Tensor bag_of_occurrence) {
   const CudaBagGradients gradients{grad_common, grad_impression, std::nullopt, bag_of_occurrence};
   gradients.check();
-  check_weight(weight);
-  expect(weight.size(1) == gradients.dim(), "weight: expected shape [R, ", gradients.dim(),
-         "], got ", shape_of(weight));
-  expect_dtype(weight, grad_common.scalar_type(), "weight");
+  expect_weight_of_gradient(weight, gradients.dim(), grad_common.scalar_type());
+  expect_on_device_of(weight, grad_common, "weight");
   expect_vector_beside(rows, ScalarType::Int, gradients.occurrences(), grad_common, "rows");
-  const CudaCall call("pooled_embedding_weights_gradient", weight);
+  const CudaCall call("pooled_embedding_weights_gradient", grad_common);
   return gradients.is_double() ? occurrence_gradients<double>(call, gradients, weight, rows)
                                : occurrence_gradients<float>(call, gradients, weight, rows);
 }

@@ -71,15 +71,7 @@ void expect_bounds(const Tensor& bounds, int64_t last, int64_t step, const char*
 }
 
 void BagGradients::check() const {
-  expect(grad_common.dim() == 2, "grad_common: expected shape [common bags, D], got ",
-         shape_of(grad_common));
-  expect(grad_impression.dim() == 2 && grad_impression.size(1) == grad_common.size(1),
-         "grad_impression: expected shape [impression bags, ", grad_common.size(1), "], got ",
-         shape_of(grad_impression));
-  expect(dim() >= 1 && dim() <= kMaxDim, "grad_common: expected 1 <= D <= ", kMaxDim, ", got ",
-         dim());
-  expect_float(grad_common, "grad_common");
-  expect_dtype(grad_impression, grad_common.scalar_type(), "grad_impression");
+  expect_bag_gradients(grad_common, grad_impression);
   expect(grad_common.is_contiguous(), "grad_common: expected a contiguous tensor");
   expect(grad_impression.is_contiguous(), "grad_impression: expected a contiguous tensor");
   expect_vector(bag_of_occurrence, ScalarType::Int, -1, "bag_of_occurrence");

@@ -22,15 +22,7 @@ struct CudaBagGradients {
 
   void check() const {
     using torch::headeronly::ScalarType;
-    expect(grad_common.dim() == 2, "grad_common: expected shape [common bags, D], got ",
-           shape_of(grad_common));
-    expect(grad_impression.dim() == 2 && grad_impression.size(1) == grad_common.size(1),
-           "grad_impression: expected shape [impression bags, ", grad_common.size(1), "], got ",
-           shape_of(grad_impression));
-    expect(dim() >= 1 && dim() <= kMaxDim, "grad_common: expected 1 <= D <= ", kMaxDim, ", got ",
-           dim());
-    expect_float(grad_common, "grad_common");
-    expect_dtype(grad_impression, grad_common.scalar_type(), "grad_impression");
+    expect_bag_gradients(grad_common, grad_impression);
     expect_beside(grad_common, grad_common, "grad_common");
     expect_beside(grad_impression, grad_common, "grad_impression");
     expect_vector_beside(bag_of_occurrence, ScalarType::Int, -1, grad_common, "bag_of_occurrence");

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .. import _library as _library  # loads the compiled libraries
+from .. import _library as _library
 from .batch_plan import batch_plan
 from .biased_relu import biased_relu_, biased_relu_gradient_
 from .embedding_init import embedding_init

@@ -5,6 +5,7 @@
 #include "kernels/embedding_update_cuda.h"
 #include "kernels/pooled_embedding_cuda.h"
 #include "kernels/product_loss_cuda.h"
+#include "kernels/segmented_sum.cuh"
 
 namespace {
 
@@ -149,12 +150,10 @@ extern "C" int64_t plan(void* const* tensors, const int64_t* sizes) {
   std::vector<int32_t> buffers(3 * count + 1, -1);
   esmm_fast::PlanFacts facts;
   int64_t cub[1];
-  const esmm_fast::PlanScratch scratch{buffers.data(),
-                                       buffers.data() + count,
-                                       buffers.data() + 2 * count,
-                                       &facts,
-                                       cub,
-                                       esmm_fast::plan_cub_bytes(count)};
+  size_t cub_bytes;
+  if (esmm_fast::plan_cub_bytes(count, cub_bytes) != cudaSuccess) return -1;
+  const esmm_fast::PlanScratch scratch{
+      buffers.data(), buffers.data() + count, buffers.data() + 2 * count, &facts, cub, cub_bytes};
   const esmm_fast::PlanInput<int64_t, int32_t> input{static_cast<const int64_t*>(tensors[0]),
                                                      static_cast<const int32_t*>(tensors[1]), count,
                                                      sizes[1], sizes[2]};
@@ -186,4 +185,16 @@ extern "C" bool loss_float(void* const* tensors, const int64_t* sizes) {
 }
 extern "C" bool loss_double(void* const* tensors, const int64_t* sizes) {
   return loss<double>(tensors, sizes);
+}
+
+// Returns the bytes of shared memory that a launch of that cut asks for.
+// sizes: items, dim, vector, float64; then rows, warps, steps of the tuning.
+extern "C" int64_t shared_bytes(const int64_t* sizes) {
+  const esmm_fast::SegmentTuning tuning{static_cast<int>(sizes[4]), static_cast<int>(sizes[5]),
+                                        static_cast<int>(sizes[6])};
+  const auto bytes = [&]<typename T>() {
+    return static_cast<int64_t>(esmm_fast::SharedTile<T>::bytes(
+        esmm_fast::segment_shape<T>(sizes[0], sizes[1], static_cast<int>(sizes[2]), tuning)));
+  };
+  return sizes[3] ? bytes.template operator()<double>() : bytes.template operator()<float>();
 }

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import slow_log
 
-from esmm_fast.logs import LogError, read_log
+from esmm_fast.data.logs import LogError, read_log
 
 BYTES = b"\x00\x01\x02\x03\n\r,.-+_e0123456789x\xff"
 

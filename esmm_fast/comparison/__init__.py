@@ -1,0 +1,1 @@
+"""The paper's comparison: every method and repeat, tables, and the page that shows them."""

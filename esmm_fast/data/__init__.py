@@ -1,0 +1,1 @@
+"""Logs and tables read into a dataset, and a dataset read in batches."""
