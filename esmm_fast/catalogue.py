@@ -283,6 +283,9 @@ def divided(ctr: Predictions, ctcvr: Predictions) -> Predictions:
 PAPER = ("base", "aman", "oversampling", "unbias", "division", "esmm-ns", "esmm")
 """The paper's seven, by family: what `--methods all` means."""
 
+STEPS = ("base-steps", "oversampling-steps", "unbias-steps")
+"""The methods of clicked impressions at ESMM's number of steps, by family: `--methods steps`."""
+
 _CLICKED = (BASE, *(oversampling(k) for k in COPIES), UNBIAS)
 
 METHODS: dict[str, Method] = {
@@ -333,7 +336,8 @@ def family_of(method: Method) -> str:
 
 
 def resolve(names: Sequence[str]) -> list[Method]:
-    """Returns the methods of names, families ("aman": its whole grid) and "all" (`PAPER`).
+    """Returns the methods of names, families ("aman": its whole grid), "all" (`PAPER`) and "steps"
+    (`STEPS`).
 
     In the order of `METHODS` within a family, and of the names otherwise.
 
@@ -347,10 +351,11 @@ def resolve(names: Sequence[str]) -> list[Method]:
     for method in METHODS.values():
         families.setdefault(family_of(method), []).append(method)
     found: list[Method] = []
-    for name in (n for given in names for n in (PAPER if given == "all" else (given,))):
+    sets = {"all": PAPER, "steps": STEPS}
+    for name in (n for given in names for n in sets.get(given, (given,))):
         if name not in families and name not in METHODS:
             known = dict.fromkeys([*families, *METHODS])
-            raise ValueError(_unknown(name, ("all", *known)))
+            raise ValueError(_unknown(name, (*sets, *known)))
         found += families.get(name) or [METHODS[name]]
     chosen = [method.name for method in found]
     if not chosen or len(set(chosen)) != len(chosen):

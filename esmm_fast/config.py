@@ -80,6 +80,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError(f"seed: expected 0 <= seed < 2**63, got {self.seed}")
 
 
+def settings_before() -> dict[str, Any]:
+    """Returns what each setting stood for before it could be set.
+
+    A comparison that an earlier version began lacks the settings that came later. They all came
+    with a default that left things as they were; one whose default changed afterwards is to stand
+    here with its first.
+
+    >>> settings_before()["schedule"]
+    'constant'
+    """
+    found: dict[str, Any] = msgspec.to_builtins(Settings())
+    return found
+
+
 METRICS = {"auc": 1, "log_loss": -1, "brier": -1, "calibration_error": -1}
 """What early stopping can watch: 1 where more is better, -1 where less is."""
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from test_cli import call
 
 from esmm_fast import metrics
 from esmm_fast.catalogue import METHODS, PAPER, resolve
@@ -202,6 +203,46 @@ def test_two_processes_do_not_compare_in_one_place(
     compare(synthetic_log, ["base"], out=tmp_path / "out", repeats=1, say=say)
     compare(synthetic_log, ["base"], out=tmp_path / "out", repeats=1)
     assert said
+
+
+def test_a_comparison_of_an_earlier_version_is_gone_on_with(
+    synthetic_log: SyntheticLog, tmp_path: Path
+) -> None:
+    out = tmp_path / "earlier"
+    first = compare(synthetic_log, ["base"], out=out, repeats=1)
+    plan = json.loads((out / "plan.json").read_text())
+    del plan["settings"]["schedule"], plan["settings"]["warmup_steps"]  # not there in that version
+    del plan["truth_crc32"]
+    (out / "plan.json").write_text(json.dumps({**plan, "esmm_fast": "0.0.1"}))
+    lines: list[str] = []
+    again = compare(synthetic_log, ["base"], out=out, repeats=1, say=lines.append)
+    assert again["methods"]["base"]["runs"] == first["methods"]["base"]["runs"]
+    assert "2 of 2 runs are there already" in lines
+    assert any(line.startswith("begun by esmm_fast 0.0.1, goes on with") for line in lines)
+    settings = Settings(dim=3, hidden=(8,), batch_size=256, warmup_steps=2)
+    with pytest.raises(FileExistsError, match="warmup_steps = 0, asked for is 2"):
+        compare(synthetic_log, ["base"], out=out, repeats=1, settings=settings)
+
+
+@pytest.mark.parametrize("hidden", ["360,200,80", "200,80"])
+def test_both_readings_of_the_network_and_both_adams_on_the_command_line(
+    synthetic_log: SyntheticLog, tmp_path: Path, capsys: pytest.CaptureFixture[str], hidden: str
+) -> None:
+    losses = []
+    for adam in ("lazy_adam", "adam"):
+        arguments: list[Any] = ["compare", "--train", synthetic_log.train_path]
+        arguments += ["--test", synthetic_log.test_path, "--methods", "esmm", "--repeats", 1]
+        arguments += ["--hidden", hidden, "--table-optimizer", adam, "--batch-size", 256]
+        status, _, error = call(capsys, *arguments, "--out", tmp_path / adam)
+        assert status == 0, error
+        found = json.loads((tmp_path / adam / "results.json").read_text())
+        assert ",".join(map(str, found["settings"]["hidden"])) == hidden
+        assert found["settings"]["table_optimizer"] == adam
+        losses.append(found["methods"]["esmm"]["runs"][0]["metrics"]["ctcvr"]["log_loss"])
+        text = (tmp_path / adam / "results.md").read_text()
+        assert "| training | optimizer steps | impressions trained on |" in text
+        assert "| ESMM | 8 | 2,000 |" in text
+    assert losses[0] != losses[1]  # the dense Adam also moves rows that a batch does not touch
 
 
 def test_shared_networks_are_trained_once_a_repeat(

@@ -81,7 +81,7 @@ def compare(
     METHODS: base, aman (aman-10, -20, -50, -100), oversampling (oversampling-2, -3,
     -5, -10), unbias, division, esmm-ns, esmm. Later ones: multi-ipw, multi-dr,
     escm2-ips, escm2-dr. For as many steps as esmm: base-steps, oversampling-steps
-    (oversampling-2-steps, ...), unbias-steps.
+    (oversampling-2-steps, ...), unbias-steps; steps: all of these.
     """
     from .. import config
     from ..comparison import experiment, report, results

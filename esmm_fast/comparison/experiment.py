@@ -17,7 +17,7 @@ import msgspec
 
 from .. import __version__
 from ..catalogue import CTR, family_of, resolve
-from ..config import Settings
+from ..config import Settings, settings_before
 from ..data.dataset import Dataset
 from ..data.facts import counts, dataset_identity
 from ..evaluation import Truth
@@ -27,7 +27,7 @@ from ..run.memory import table_memory
 from ..samplers import share_of_groups, split_off_end
 from ..schema import check_same_fields
 from ..vocabulary import Vocabulary
-from .records import Guard, Records
+from .records import VERSION, Guard, Records
 from .results import DIFFERENCES, RESULTS, best_of, differences, label, summarize
 from .runner import Runner, key_of
 
@@ -105,7 +105,12 @@ def compare(
     if holdout:
         train, parts["valid"] = split_off_end(train, holdout)
     plan = _plan(train, test, settings, holdout, truth)
-    with Records(out, plan) as records:
+    with Records(out, plan, before=_plan_before(plan)) as records:
+        if records.begun_by != __version__:
+            say(
+                f"begun by esmm_fast {records.begun_by}, goes on with {__version__}: each run says "
+                "its version; the same seed may give other bits"
+            )
         vocabulary = Vocabulary.from_dataset(
             train, min_count=settings.min_count, selected=train.selection is not None
         )
@@ -174,7 +179,7 @@ def compare_shares(
     holdout, truth = options.get("holdout", 0.0), options.get("truth")
     plan = _plan(train, test, settings, holdout, truth) | {"train_shares": True}
     found = {}
-    with Guard(out, plan, below="share-*"):
+    with Guard(out, plan, before=_plan_before(plan), below="share-*"):
         for share in sorted(shares):
             say(f"{share:g} % of the training groups")
             found[share] = compare(
@@ -210,7 +215,7 @@ def _plan(
 ) -> dict[str, Any]:
     """Returns all that the numbers of a comparison depend on."""
     return {
-        "esmm_fast": __version__,
+        VERSION: __version__,
         "settings": settings,
         "holdout": holdout,
         "truth": truth is not None,
@@ -218,6 +223,14 @@ def _plan(
         "train": dataset_identity(train),
         "test": dataset_identity(test),
     }
+
+
+def _plan_before(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what counts for a plan of an earlier version where it lacks a key.
+
+    A truth whose checksum that version did not keep is taken for the one that is given now.
+    """
+    return {"settings": settings_before(), "truth_crc32": plan["truth_crc32"]}
 
 
 def _check_not_fewer(

@@ -15,11 +15,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config import over
 from ..staging import lock, naming, staged_file
 
 Arrays = dict[str, NDArray[Any]]
 
 PLAN, RECORDS, PREDICTIONS = "plan.json", "records", "predictions"
+VERSION = "esmm_fast"
+"""Key of the plan under which the version stands."""
 
 
 class Guard:
@@ -28,18 +31,31 @@ class Guard:
     Args:
         out: Directory; made where it is missing. One that holds another plan is refused, one that
             holds this plan is gone on with. None: nothing is guarded.
-        plan: Whatever the numbers depend on, as plain values.
+        plan: Whatever the numbers depend on, as plain values. `VERSION` in it may differ from
+            that of an earlier call.
+        before: Laid out like `plan`: what a key stood for before there was such a key, so that a
+            directory of an earlier version, whose plan lacks it, can be gone on with.
         below: Comparisons below `out`, as a pattern: where there is one, `out` is no stranger's
             (an earlier version wrote no plan there).
+
+    Attributes:
+        begun_by: The version that began it.
 
     Raises:
         FileExistsError: `out` holds something else, or a comparison of another plan (says the first
             difference), or another process is at work there.
     """
 
-    def __init__(self, out: str | Path | None, plan: Mapping[str, Any], below: str = "") -> None:
+    def __init__(
+        self,
+        out: str | Path | None,
+        plan: Mapping[str, Any],
+        before: Mapping[str, Any] | None = None,
+        below: str = "",
+    ) -> None:
         self.out = None if out is None else Path(out)
         self._held: int | None = None
+        self.begun_by: str | None = plan.get(VERSION)
         if self.out is None:
             return
         wanted = _plain(plan)
@@ -55,7 +71,9 @@ class Guard:
             self.out.mkdir(parents=True, exist_ok=True)
         with self:
             if path.is_file():
-                _check_same(msgspec.json.decode(path.read_bytes()), wanted, self.out)
+                found = over(_plain(before or {}), msgspec.json.decode(path.read_bytes()))
+                self.begun_by = found.pop(VERSION, None)
+                _check_same(found, {k: v for k, v in wanted.items() if k != VERSION}, self.out)
             else:
                 _write(path, _json(wanted))
 
@@ -75,8 +93,13 @@ class Guard:
 class Records(Guard):
     """The finished runs of one comparison, by key; in memory alone where there is no directory."""
 
-    def __init__(self, out: str | Path | None, plan: Mapping[str, Any]) -> None:
-        super().__init__(out, plan)
+    def __init__(
+        self,
+        out: str | Path | None,
+        plan: Mapping[str, Any],
+        before: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(out, plan, before)
         self._records: dict[str, Any] = {}
         self._arrays: dict[str, Arrays] = {}
         if self.out is not None:

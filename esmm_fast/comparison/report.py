@@ -24,7 +24,7 @@ from .report_tables import (
     training_rows,
     truth_table,
 )
-from .results import cell, label, to_json
+from .results import cell, label, steps_table, to_json
 
 SPACES = (
     ("CTR", "pCTR", "click", "all impressions"),
@@ -97,6 +97,7 @@ def _comparison(results: dict[str, Any]) -> dict[str, Any]:
         "shares": plots.shares(shares, tasks) if shares else None,
     }
     titles = [m["title"] for m in methods.values()]
+    at_steps = steps_table(results)
     listed = _listed(titles) if len(titles) < 4 else f"{len(titles)} methods"
     return {
         "title": f"{listed} on {'a synthetic log' if synthetic else 'your log'}",
@@ -108,6 +109,7 @@ def _comparison(results: dict[str, Any]) -> dict[str, Any]:
         "paper": beside_paper(methods),
         "differences": difference_table(methods, tasks),
         "grids": grid_table(results),
+        "at_steps": at_steps if at_steps["at_steps"] else None,
         "shares": shares,
         "above_1": _above_1(methods),
         "truth_table": truth_table(methods) if truth else None,

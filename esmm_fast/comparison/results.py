@@ -215,6 +215,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"{results['protocol']}\n{data}; repeats: {results['repeats']}.\n",
         *_markdown_differences(results, shown),
         *_markdown_grids(results),
+        *_markdown_steps(results),
     ]
     return "\n".join(parts)
 
@@ -267,6 +268,54 @@ def _markdown_grids(results: Mapping[str, Any]) -> list[str]:
             best = ", ".join(by for by, winner in family["best"].items() if winner == name)
             rows.append([label(methods[name]), *cells, best or ""])
     return [_table(rows)]
+
+
+def _markdown_steps(results: Mapping[str, Any]) -> list[str]:
+    table = steps_table(results)
+    rows = [["training", *table["heads"]]] + [[r["title"], *r["cells"]] for r in table["rows"]]
+    return [_table(rows)]
+
+
+def steps_table(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the optimizer steps of each method (of the network that gives its pCVR), as text.
+
+    With methods at ESMM's number of steps (`catalogue.at_entire_steps`) each stands below the same
+    method as it is, and their AUCs beside: what is due to the number of steps is seen there.
+    """
+    methods = results["methods"]
+    at_steps = [name for name in methods if name.endswith("-steps")]
+    shown = list(results.get("rows") or methods)
+    if at_steps:
+        shown = [n for n in methods if f"{n}-steps" in methods or (n in shown and n == "esmm")]
+        shown = [each for n in shown for each in (n, f"{n}-steps") if each in methods]
+        shown += [name for name in at_steps if name not in shown]
+    places = {
+        "CVR AUC": "metrics.cvr.auc",
+        "CTCVR AUC": "metrics.ctcvr.auc",
+        "pCVR AUC vs truth": "metrics.truth.cvr.all.auc",
+        "CVR log loss": "metrics.cvr.log_loss",
+    }
+    if not results.get("truth_known"):
+        del places["pCVR AUC vs truth"]
+    rows = []
+    for name in shown:
+        runs, summary = methods[name]["runs"], methods[name]["summary"]
+        last = [list(run["networks"].values())[-1] for run in runs]
+        steps = statistics.fmean(network["steps"] for network in last)
+        seen = statistics.fmean(network["impressions"] for network in last)
+        rows.append(
+            {
+                "name": name,
+                "title": label(methods[name]),
+                "cells": [
+                    f"{steps:,.0f}",
+                    f"{seen:,.0f}",
+                    *(cell(summary.get(place), place) for place in places.values() if at_steps),
+                ],
+            }
+        )
+    heads = ["optimizer steps", "impressions trained on", *(places if at_steps else ())]
+    return {"heads": heads, "rows": rows, "at_steps": bool(at_steps)}
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import metrics
+from .. import __version__, metrics
 from ..catalogue import CTR
 from ..config import Settings
 from ..data.dataset import Dataset
@@ -53,7 +53,8 @@ class Runner:
         found: dict[str, dict[str, Predictions]] = {}
         for name, network in method.networks.items():
             facts[name], found[name] = self._network(repeat, method, name, network)
-        record: dict[str, Any] = {"repeat": repeat, "seed": seed, "networks": facts}
+        record: dict[str, Any] = {"repeat": repeat, "seed": seed, "esmm_fast": __version__}
+        record["networks"] = facts
         if method.name == CTR.name:
             record["metrics"] = task_metrics(found["ctr"]["test"], self.truth)
             return record
