@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .data.prepare_log import prepare as prepare
     from .embedding import EmbeddingTables as EmbeddingTables
     from .embedding_bag import EmbeddingBag as EmbeddingBag
+    from .evaluation import evaluate as evaluate
     from .model import ESMM as ESMM
     from .model import EntireSpaceChain as EntireSpaceChain
     from .model import SplitLinear as SplitLinear
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from .plan import Plan as Plan
     from .schema import Field as Field
     from .schema import Schema as Schema
-    from .train import evaluate as evaluate
     from .train import fit as fit
     from .vocabulary import Vocabulary as Vocabulary
 
@@ -47,7 +47,7 @@ _HOME = {
     "SplitLinear": "model",
     "Tower": "model",
     "Vocabulary": "vocabulary",
-    "evaluate": "train",
+    "evaluate": "evaluation",
     "fit": "train",
     "merge_shards": "data.merge_shards",
     "prepare": "data.prepare_log",

@@ -17,6 +17,26 @@ if TYPE_CHECKING:
     from .vocabulary import Vocabulary
 
 
+def check_batch(batch: Any, schema: Schema) -> None:
+    """Raises where tables of a schema are given what is no batch, or one of other rows.
+
+    Raises:
+        TypeError: It is no batch.
+        ValueError: It was made with another vocabulary than the schema was sized with.
+    """
+    if not hasattr(batch, "plan"):
+        raise TypeError(
+            f"batch: expected a Batch, got {type(batch).__name__} "
+            "(Batch.from_bags makes one of rows or feature ids)"
+        )
+    made, sized = batch.vocabulary, schema.vocabulary
+    if made is not None and sized is not None and made != sized:
+        raise ValueError(
+            f"batch: expected one made with the model's vocabulary {sized}, got one made with "
+            f"{made}: a feature id has another row there"
+        )
+
+
 @dataclass(repr=False)
 class Batch:
     """B impressions of U common rows: bags of both sides, labels, and the plan.
@@ -33,6 +53,7 @@ class Batch:
     impression_weights: Tensor | None = None  # [B] float32
     sample_id: Tensor | None = None  # [B] int64
     extra: dict[str, Tensor] = field(default_factory=dict)  # each [B]: columns passed through
+    vocabulary: str | None = None  # fingerprint of what gave the rows; None: they came as rows
 
     @staticmethod
     def from_bags(
@@ -97,7 +118,9 @@ class Batch:
         """
         from .bags import batch_arguments
 
+        sized = None if vocabulary is None else vocabulary.sized(Schema.of(schema))
         return Batch(
+            vocabulary=None if sized is None else sized.vocabulary,
             **batch_arguments(
                 bags,
                 labels,
@@ -109,7 +132,7 @@ class Batch:
                 impression_weights=impression_weights,
                 sample_id=sample_id,
                 extra=extra or {},
-            )
+            ),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

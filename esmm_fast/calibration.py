@@ -93,6 +93,7 @@ class Slices:
         labels: ArrayLike,
         predictions: ArrayLike,
         among: NDArray[np.bool_] | None = None,
+        top: int | None = None,
     ) -> list[dict[str, Any]]:
         """Returns the calibration in each slice, the slice of the most impressions first.
 
@@ -105,25 +106,28 @@ class Slices:
             labels: [n].
             predictions: [n].
             among: [n], the impressions that count; None: all.
+            top: As many slices at most, the largest ones; None: all.
         """
         y, p = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
         counted = np.ones(len(y)) if among is None else among.astype(np.float64)
         sums = [self._sum(counted * part) for part in (1, y, p, p * (1 - p))]
-        result = []
-        for at in np.argsort(-sums[0], kind="stable"):
-            n, observed, expected, variance = (float(part[at]) for part in sums)
-            if n:
-                result.append(
-                    {
-                        "feature_id": int(self.feature_ids[at]),
-                        "impressions": int(n),
-                        "observed": observed / n,
-                        "expected": expected / n,
-                        "calibration": observed / expected if expected else None,
-                        "deviations": (observed - expected) / variance**0.5 if variance else None,
-                    }
-                )
-        return result
+        there = np.flatnonzero(sums[0])
+        first = there[np.argsort(-sums[0][there], kind="stable")][:top]
+        return [
+            {
+                "feature_id": feature_id,
+                "impressions": int(n),
+                "observed": observed / n,
+                "expected": expected / n,
+                "calibration": observed / expected if expected else None,
+                "deviations": (observed - expected) / variance**0.5 if variance else None,
+            }
+            for feature_id, n, observed, expected, variance in zip(
+                self.feature_ids[first].tolist(),
+                *(part[first].tolist() for part in sums),
+                strict=True,
+            )
+        ]
 
     def _sum(self, values: Array) -> Array:
         """Returns the sums of values [n] over the impressions of each slice, [S]."""

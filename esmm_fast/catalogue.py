@@ -7,7 +7,8 @@ layers; and the same optimizer and data. In the formulas y is the click, z the c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -291,11 +292,14 @@ def divided(ctr: Predictions, ctcvr: Predictions) -> Predictions:
         raise ValueError("expected a pctr of the one and a pctcvr of the other network")
     with np.errstate(divide="ignore", invalid="ignore"):
         pcvr = np.where(ctcvr.pctcvr > 0, ctcvr.pctcvr / ctr.pctr, np.float32(0))
-    return replace(ctcvr, pctr=None, pcvr=pcvr)
+    return replace(ctcvr, pctr=ctr.pctr, pcvr=pcvr)
 
 
 PAPER = ("base", "aman", "oversampling", "unbias", "division", "esmm-ns", "esmm")
 """The paper's seven, by family: what `--methods all` means."""
+
+STEPS = ("base-steps", "oversampling-steps", "unbias-steps")
+"""The methods of clicked impressions at ESMM's number of steps, by family: `--methods steps`."""
 
 _CLICKED = (BASE, *(oversampling(k) for k in COPIES), UNBIAS)
 
@@ -326,11 +330,19 @@ def by_name(name: str, among: Mapping[str, Method] = METHODS) -> Method:
     """Returns the method of a name.
 
     Raises:
-        ValueError: Listing the names there are.
+        ValueError: With the nearest name, and all there are.
     """
     if name not in among:
-        raise ValueError(f"method: expected one of {', '.join(among)}, got {name!r}")
+        raise ValueError(_unknown(name, among))
     return among[name]
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    """Returns what is said of an unknown name, the nearest one first."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"method: unknown name {name!r}; {hint}expected one of {', '.join(names)}"
 
 
 def family_of(method: Method) -> str:
@@ -339,7 +351,8 @@ def family_of(method: Method) -> str:
 
 
 def resolve(names: Sequence[str]) -> list[Method]:
-    """Returns the methods of names, families ("aman": its whole grid) and "all" (`PAPER`).
+    """Returns the methods of names, families ("aman": its whole grid), "all" (`PAPER`) and "steps"
+    (`STEPS`).
 
     In the order of `METHODS` within a family, and of the names otherwise.
 
@@ -353,10 +366,11 @@ def resolve(names: Sequence[str]) -> list[Method]:
     for method in METHODS.values():
         families.setdefault(family_of(method), []).append(method)
     found: list[Method] = []
-    for name in (n for given in names for n in (PAPER if given == "all" else (given,))):
+    sets = {"all": PAPER, "steps": STEPS}
+    for name in (n for given in names for n in sets.get(given, (given,))):
         if name not in families and name not in METHODS:
             known = dict.fromkeys([*families, *METHODS])
-            raise ValueError(f"method: expected one of all, {', '.join(known)}, got {name!r}")
+            raise ValueError(_unknown(name, (*sets, *known)))
         found += families.get(name) or [METHODS[name]]
     chosen = [method.name for method in found]
     if not chosen or len(set(chosen)) != len(chosen):

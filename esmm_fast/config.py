@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args
 import msgspec
 
 from .schema import Field
+from .staging import staged_file
 
 Labels = Literal["and", "drop", "raw"]
 TableOptimizer = Literal["lazy_adam", "adam"]
@@ -96,6 +96,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             raise ValueError(f"seed: expected 0 <= seed < 2**63, got {self.seed}")
 
 
+def settings_before() -> dict[str, Any]:
+    """Returns what each setting stood for before it could be set.
+
+    A comparison that an earlier version began lacks the settings that came later. They all came
+    with a default that left things as they were; one whose default changed afterwards is to stand
+    here with its first.
+
+    >>> settings_before()["schedule"]
+    'constant'
+    """
+    found: dict[str, Any] = msgspec.to_builtins(Settings())
+    return found
+
+
 TASKS = ("ctr", "cvr", "ctcvr")
 METRICS = {"auc": 1, "log_loss": -1, "brier": -1, "calibration_error": -1}
 """What early stopping can watch: 1 where more is better, -1 where less is."""
@@ -173,15 +187,21 @@ def load(path: str | Path) -> dict[str, Any]:
     """Returns the mapping of a YAML file.
 
     Raises:
-        ValueError: Where it is no YAML, or no mapping at its top.
+        ValueError: Where it is no YAML file, has no mapping at its top, or a key twice.
+        PermissionError: Where it may not be read.
     """
     import yaml
 
+    if Path(path).is_dir():
+        raise ValueError(f"{path}: expected a YAML file, got a directory")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _loader())
+    except PermissionError as error:
+        raise PermissionError(f"{path}: cannot be read: no permission") from error
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise ValueError(f"{path}:{line}: not YAML: {error.problem}") from error
+        no_yaml = "" if isinstance(error, yaml.constructor.ConstructorError) else "not YAML: "
+        raise ValueError(f"{path}:{line}: {no_yaml}{error.problem}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
     if content is None:
@@ -189,6 +209,27 @@ def load(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping at the top, got {type(content).__name__}")
     return content
+
+
+def _loader() -> type[Any]:
+    """Returns YAML's safe loader, which here refuses a key that stands twice in a mapping."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            lines: dict[Any, int] = {}
+            for key, _ in node.value:
+                if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                    continue
+                name, mark = self.construct_object(key, deep=True), key.start_mark
+                if name in lines:
+                    problem = f"{name}: expected each key once, it stands in line {lines[name]} too"
+                    raise yaml.constructor.ConstructorError(None, None, problem, mark)
+                lines[name] = mark.line + 1
+            found: dict[Any, Any] = super().construct_mapping(node, deep)
+            return found
+
+    return Loader
 
 
 def resolve(
@@ -232,7 +273,7 @@ def resolve(
         # Not strict: YAML 1.1 reads 1e-3, without a point, as a string.
         return msgspec.convert(merged, kind, strict=False)
     except msgspec.ValidationError as error:
-        message = _explained(kind, str(error))
+        message = _explained(kind, str(error), merged)
         given = {key for key, value in (overrides or {}).items() if value is not None}
         of_option = any(key.rpartition(".")[2] in re.split(r"\W+", message) for key in given)
         where = f"{source}: " if source and not of_option else ""
@@ -286,10 +327,8 @@ def save(config: msgspec.Struct, path: str | Path) -> None:
     import yaml
 
     content = yaml.safe_dump(msgspec.to_builtins(config), sort_keys=False, allow_unicode=True)
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(content, encoding="utf-8")
-    os.replace(beside, path)
+    with staged_file(Path(path)) as staged:
+        staged.write_text(content, encoding="utf-8")
 
 
 def _structs_in(types: tuple[Any, ...]) -> Any:
@@ -299,7 +338,39 @@ def _structs_in(types: tuple[Any, ...]) -> Any:
     return next(iter(structs or types), None)
 
 
-def _explained(kind: type[msgspec.Struct], message: str) -> str:
+_WORDS = {
+    "bool": "true or false",
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "null",
+}
+"""What msgspec calls a type, and what a person does."""
+
+
+def _type_expected(expected: str, more: str, keys: list[str], kind: type[msgspec.Struct]) -> str:
+    """Returns in words what msgspec expected at a place; a list with the default as example."""
+    words = " or ".join(_WORDS.get(name, name) for name in expected.split(" | ")) + more
+    default: Any = kind
+    for key in keys:
+        fields = msgspec.structs.fields(default) if hasattr(default, "__struct_fields__") else ()
+        default = next((field.default for field in fields if field.name == key), None)
+    return f"{words} like {list(default)}" if isinstance(default, tuple) and default else words
+
+
+def _value_at(content: Any, keys: list[str]) -> Any:
+    for key in keys:
+        name, *places = re.split(r"\[|\]\[?", key.rstrip("]"))
+        content = content[name] if isinstance(content, Mapping) else content
+        for place in places:
+            if place.isdigit() and isinstance(content, list | tuple):
+                content = content[int(place)]
+    return content
+
+
+def _explained(kind: type[msgspec.Struct], message: str, content: Any) -> str:
     """Returns msgspec's message with the key first, and for an unknown key the nearest one."""
     reason, _, place = message.replace("[...]", "").partition(" - at ")
     if place.startswith("`key` in "):
@@ -313,8 +384,16 @@ def _explained(kind: type[msgspec.Struct], message: str) -> str:
         inner = next((field.type for field in fields if field.name == name), None)
         for _ in range(key.count("[")):  # "fields[3]": what the list holds
             inner = _structs_in(get_args(inner))
-    if reason.startswith("Invalid enum value") and get_args(inner):
-        reason += f"; expected one of {', '.join(map(str, get_args(inner)))}"
+    place = ".".join(keys)
+    if missing := re.fullmatch(r"Object missing required field `(.+)`", reason):
+        return f"{'.'.join([*keys, missing[1]])}: expected it, got none"
+    if reason.startswith("Invalid enum value"):
+        known = [str(a) for a in get_args(inner) or ()]
+        known = [str(a) for t in get_args(inner) for a in get_args(t)] or known
+        return f"{place}: expected one of {', '.join(known)}, got {_value_at(content, keys)!r}"
+    if wrong := re.fullmatch(r"Expected `([^`]+)`( of .+)?, got .+", reason):
+        expected = _type_expected(wrong[1], wrong[2] or "", keys, kind)
+        return f"{place or 'it'}: expected {expected}, got {_value_at(content, keys)!r}"
     if unknown := re.search(r"contains unknown field `(.+)`", reason):
         kind = inner if hasattr(inner, "__struct_fields__") else _structs_in(get_args(inner))
         fields = msgspec.structs.fields(kind)

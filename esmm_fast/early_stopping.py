@@ -47,6 +47,20 @@ class Best:
         return Best(value, step, 0, {n: t.detach().clone() for n, t in parameters.items()})
 
 
+def watches(stopping: EarlyStopping | None, model: Any) -> EarlyStopping | None:
+    """Returns what is watched of a model: `stopping`, or None where the model lacks its metric.
+
+    Args:
+        stopping: None: nothing.
+        model: A network, its class or its maker; its `predicts` says the tasks it predicts. One
+            that does not say it is taken to predict all.
+    """
+    model = getattr(model, "func", model)  # of a partial
+    if stopping is None or stopping.metric is None or not hasattr(model, "predicts"):
+        return stopping
+    return stopping if stopping.metric.partition(".")[0] in model.predicts else None
+
+
 def watched(result: Mapping[str, Any], stopping: EarlyStopping) -> float:
     """Returns what early stopping watches, as a number of which more is better.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from . import ops
-from .batch import Batch
+from .batch import Batch, check_batch
 from .field_columns import FieldColumns
 from .gradient_queue import GradientQueue
 from .plan import Plan
@@ -163,14 +163,16 @@ class EmbeddingTables(nn.Module):
         Where fields differ in their dimensions, their sum takes the place of Fc * D and Fs * D.
 
         Raises:
-            ValueError: The batch is on another device or has another number of bags than the
-                schema's fields.
+            TypeError: The batch is none.
+            ValueError: The batch is on another device, was made with another vocabulary, or has
+                another number of bags than the schema's fields.
             NotImplementedError: In torch.jit or torch.func.grad, or with ``sparse=True`` inside
                 DistributedDataParallel.
             IndexError: A row is outside the tables, e.g. ``rows[17] = 400012 is outside the table
                 of 400000 rows: was the batch made with another vocabulary?``
         """
         self._refuse_what_torch_explains_badly()
+        check_batch(batch, self.schema)
         plan, impressions = batch.plan, batch.labels.shape[0]
         common_fields, impression_fields = len(self.schema.common), len(self.schema.impression)
         common_bags = batch.common * common_fields

@@ -7,6 +7,7 @@ A model is any `nn.Module` with `out = model(batch)`; of `out` the attributes `p
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,14 +63,18 @@ class Predictions:
 
         pCTR and pCTCVR change, pCVR does not; see `calibration.undo_down_sampling`. Of a chain's
         stages the first changes.
+
+        Raises:
+            ValueError: `kept` is no share, or there is a pCTCVR to correct and no pCTR.
         """
-        if kept != 1 and self.stages:
+        if self.pctr is None and self.pctcvr is not None and kept != 1:
+            raise ValueError("kept: expected predictions with a pCTR, got a pCTCVR without one")
+        if self.stages:
             first = next(iter(self.stages))
-            corrected = undo_down_sampling(self.stages[first], kept)
-            return replace(self, stages={**self.stages, first: corrected})
-        if kept == 1 or self.pctr is None:
-            return self
-        return self.with_pctr(undo_down_sampling(self.pctr, kept))
+            stages = {**self.stages, first: undo_down_sampling(self.stages[first], kept)}
+            return self if kept == 1 else replace(self, stages=stages)
+        pctr = undo_down_sampling([] if self.pctr is None else self.pctr, kept)
+        return self if kept == 1 or self.pctr is None else self.with_pctr(pctr)
 
 
 def predict_batch(model: nn.Module, batch: Batch) -> Predictions:
@@ -171,6 +176,13 @@ class Truth:
             )
         rows = order[at]
         return Truth(self.sample_id[rows], self.pctr[rows], self.pcvr[rows])
+
+    def crc32(self) -> str:
+        """Returns a checksum of all of it, as 8 hexadecimal digits."""
+        sums = 0
+        for column in (self.sample_id, self.pctr, self.pcvr):
+            sums = zlib.crc32(column.tobytes(), sums)
+        return f"{sums:08x}"
 
     def check_covers(self, dataset: Any) -> None:
         """Raises ValueError where these are not the impressions of a dataset, each once.

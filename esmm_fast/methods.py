@@ -204,6 +204,12 @@ def fit_method(
             labels=settings.labels,
         )
         entire = settings.epochs * -(-len(train) // settings.batch_size)
+        total = entire if network.entire_steps else settings.epochs * len(batches)
+        if settings.warmup_steps > total:
+            raise ValueError(
+                f"warmup_steps: expected at most the {total} steps of network {name!r}, "
+                f"got {settings.warmup_steps}"
+            )
         optimizers = default_optimizers(
             model, settings.lr, settings.betas, settings.eps, settings.table_optimizer
         )
@@ -217,7 +223,7 @@ def fit_method(
                 optimizers,
                 settings.schedule,
                 warmup=settings.warmup_steps,
-                total=entire if network.entire_steps else settings.epochs * len(batches),
+                total=total,
                 final=settings.final_lr_share,
             ),
             valid=checked,

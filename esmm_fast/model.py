@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .batch import Batch
+from .batch import Batch, check_batch
 from .embedding import EmbeddingTables
 from .schema import Field, Schema
 from .tower import SplitLinear, Tower, at_least_float32, check_int, tower_logits
@@ -188,6 +188,7 @@ class EntireSpaceChain(nn.Module):
             tables.zero_grad(set_to_none)
 
     def _logits(self, batch: Batch) -> Tensor:  # [B, K]
+        check_batch(batch, self.schema)
         which = batch.common_of_impression
         if isinstance(self.tables, EmbeddingTables):
             pooled = self._with_dense(self.tables(batch), batch)
@@ -267,6 +268,8 @@ class ESMM(EntireSpaceChain):
     (True, torch.Size([2]))
     >>> model.loss(out, batch).backward()
     """
+
+    predicts = ("ctr", "cvr", "ctcvr")
 
     def __init__(
         self,

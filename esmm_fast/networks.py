@@ -25,6 +25,8 @@ class CTROutput(ChainOutput):
 class CTRNetwork(EntireSpaceChain):
     """The network of one task, p(click | impression); the arguments are those of `ESMM`."""
 
+    predicts = ("ctr",)
+
     def __init__(self, fields: Any, **options: Any) -> None:
         super().__init__(fields, ("ctr",), ("click",), **options)
 
@@ -46,6 +48,8 @@ class CVROutput(ChainOutput):
 
 class CVRNetwork(EntireSpaceChain):
     """The network of one task, p(conversion | click), for batches of clicked impressions."""
+
+    predicts = ("cvr",)
 
     def __init__(self, fields: Any, **options: Any) -> None:
         super().__init__(fields, ("cvr",), ("conversion",), **options)
@@ -72,6 +76,8 @@ class CTCVRNetwork(EntireSpaceChain):
     It is `CVRNetwork` seen over the entire space: with labels "and" an unclicked impression has no
     conversion.
     """
+
+    predicts = ("ctcvr",)
 
     def __init__(self, fields: Any, **options: Any) -> None:
         super().__init__(fields, ("ctcvr",), ("conversion",), **options)

@@ -18,6 +18,7 @@ from .comparison.results import cell, write
 from .config import Settings
 from .data.dataset import Dataset
 from .data.prepare_log import prepare
+from .data.published import RATES
 from .data.synth import synth
 from .evaluation import Truth
 
@@ -104,7 +105,8 @@ def quickstart(
     started = time.perf_counter()
     say(
         f"1/4 synth: {impressions:,} + {test_impressions:,} impressions, with raised rates: "
-        f"CTR {ctr:g}, CVR {cvr:g} (published: 0.0389, 0.00535)"
+        f"CTR {ctr:g}, CVR {cvr:g} "
+        f"(published: {RATES['ctr']:.3g}, {RATES['cvr']:.3g})"
     )
     synth(
         out / "log",

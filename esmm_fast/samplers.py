@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .data.dataset import Dataset
+from .data.facts import common_rows_of
 from .evaluation import Predictions
 
 PROPENSITY_FLOOR = 0.1
@@ -32,7 +33,7 @@ class Context:
 
 
 View = Callable[[Dataset, Context], Dataset]
-"""The part of a training set that a network is trained on."""
+"""The part of a training set that a network is trained on; its `__name__` tells it from others."""
 
 
 def entire_space(train: Dataset, context: Context) -> Dataset:
@@ -69,6 +70,7 @@ def with_unclicked(rate: float) -> View:
         kept[draw.permutation(unclicked)[: round(rate * len(unclicked))]] = True
         return train.select(kept)
 
+    view.__name__ = f"with_unclicked({rate:g})"
     return view
 
 
@@ -93,6 +95,7 @@ def with_copies(times: int) -> View:
         rows = np.flatnonzero(labels[:, 0] == 1)
         return train.select(np.repeat(rows, np.where(labels[rows, 1] == 1, times, 1)))
 
+    view.__name__ = f"with_copies({times})"
     return view
 
 
@@ -170,12 +173,6 @@ def split_off_end(dataset: Dataset, share: float) -> tuple[Dataset, Dataset]:
         )
     rows = np.arange(len(group))
     return dataset.select(rows[:cut]), dataset.select(rows[cut:])
-
-
-def common_rows_of(dataset: Dataset) -> NDArray[np.int64]:
-    """Returns the common row of each impression of a view, [n]."""
-    rows = dataset.impressions["common_row"].to_numpy()
-    return (rows if dataset.selection is None else rows[dataset.selection]).astype(np.int64)
 
 
 def groups_of(dataset: Dataset) -> NDArray[np.int64]:

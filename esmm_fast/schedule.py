@@ -102,11 +102,9 @@ def schedulers(
         ValueError: Naming the argument, also where the warm-up is longer than the training.
     """
     if kind not in ("constant", "linear", "cosine"):
-        raise ValueError(f"schedule: expected 'constant', 'linear' or 'cosine', got {kind!r}")
+        raise ValueError(f"kind: expected 'constant', 'linear' or 'cosine', got {kind!r}")
     if not 0 <= warmup <= total:
-        raise ValueError(
-            f"warmup_steps: expected at most the {total} steps of the training, got {warmup}"
-        )
+        raise ValueError(f"warmup: expected at most the total of {total} steps, got {warmup}")
     if kind == "constant" and warmup == 0:
         return []
     return [LambdaLR(each, Factor(kind, warmup, total, final)) for each in optimizers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Iterable, Mapping
@@ -74,6 +75,8 @@ class Schema:
         dense: Number of dense float features per impression.
         weight: Name of the per-impression weight column, if any.
         extra: Columns that are passed through.
+        vocabulary: Fingerprint of the tables that gave the fields their rows, where a vocabulary
+            did (`Vocabulary.sized`); no part of a comparison.
     """
 
     fields: tuple[Field, ...]
@@ -81,6 +84,7 @@ class Schema:
     dense: int = 0
     weight: str | None = None
     extra: tuple[str, ...] = ()
+    vocabulary: str | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         names = [f.name for f in self.fields]
@@ -224,6 +228,18 @@ class Schema:
                 f"got {type(other).__name__}{hint * hasattr(other, 'schema')}"
             )
         return Schema(given)
+
+
+def check_same_fields(first: Schema, second: Schema, of_first: Any, of_second: Any) -> None:
+    """Raises ValueError where two schemas have different fields, or one on different sides."""
+    sides = [{f.name: f.side for f in schema.fields} for schema in (first, second)]
+    for name in sides[0] | sides[1]:
+        a, b = (side.get(name, "no such field") for side in sides)
+        if a != b:
+            raise ValueError(
+                f"field {name!r}: expected the same in both, got {a} in {of_first}, "
+                f"{b} in {of_second}"
+            )
 
 
 _HISTORY = ("109_14", "110_14", "127_14", "150_14")  # ln(1 + count) of the user's behaviour

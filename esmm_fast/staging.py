@@ -1,4 +1,4 @@
-"""A directory or file that appears complete or not at all."""
+"""Files and directories that appear complete or not at all; a directory for one process alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -42,14 +42,10 @@ def staged_directory(out: Path, *, replace_empty: bool = False) -> Iterator[Path
     try:
         with naming(given):
             partial.mkdir(exist_ok=True)
-        lock = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+        held = lock(
+            partial, f"{given}: another process is writing it; wait for it or choose another name"
+        )
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise FileExistsError(
-                    f"{given}: another process is writing it; wait for it or choose another name"
-                ) from None
             try:
                 _empty(partial)  # what a killed process left
                 with _writing(given, partial):
@@ -60,43 +56,81 @@ def staged_directory(out: Path, *, replace_empty: bool = False) -> Iterator[Path
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
         finally:
-            os.close(lock)
+            os.close(held)
     except BaseException:
         _remove_empty(created)
         raise
 
 
 @contextmanager
-def staged_file(out: Path) -> Iterator[Path]:
-    """Yields an empty file beside `out` that takes the name `out` at the end of the block.
+def staged_file(path: Path, *, parents: bool = False) -> Iterator[Path]:
+    """Yields the path of an empty file beside `path` that replaces it at the end, on the disk then.
 
-    Folders above `out` are made. If the block raises, they and the file are removed.
+    If the block raises (also by Ctrl-C), the file is removed, and what was at `path` stays.
+
+    Args:
+        path: The name at the end.
+        parents: Makes the folders above it, which go with the file if the block raises.
 
     Raises:
-        FileExistsError: `out` exists.
+        OSError: Naming `path`: there is no such folder, it cannot be written, the disk is full.
 
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with staged_file(Path(folder, "new", "out")) as staged:
+        ...     with staged_file(Path(folder, "file")) as staged:
         ...         _ = staged.write_text("text")
-        ...     Path(folder, "new", "out").read_text()
-        'text'
+        ...         before = Path(folder, "file").exists()
+        ...     before, os.listdir(folder)
+        (False, ['file'])
     """
-    refuse_existing(out)
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with naming(out):
-        created = _make_parents(out.parent)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with naming(path):
+        created = _make_parents(path.parent) if parents else []
     try:
-        with naming(out):
+        with naming(path):
             beside.touch()
-        yield beside
-        refuse_existing(out)
-        beside.rename(out)
+        try:
+            yield beside
+            sync(beside)
+            beside.replace(path)
+            sync(path.parent)
+        except OSError as error:
+            if error.errno in _NO_ROOM or error.filename in (str(beside), beside):
+                raise _about(path, error) from error
+            raise
     except BaseException:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # where not even the folder is there
+            beside.unlink(missing_ok=True)
         _remove_empty(created)
         raise
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def sync(path: Path) -> None:
+    """Makes the operating system write a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock(folder: Path, refusal: str) -> int:
+    """Returns a descriptor of a directory, which is this process's alone until it is closed.
+
+    Raises:
+        FileExistsError: Saying `refusal`, where another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise FileExistsError(refusal) from None
+    return descriptor
 
 
 def refuse_existing(out: Path, hint: str = "", *, replace_empty: bool = False) -> None:
@@ -108,6 +142,15 @@ def refuse_existing(out: Path, hint: str = "", *, replace_empty: bool = False) -
             f"{out} exists; expected a new name: nothing is overwritten, "
             f"remove it first or choose another{hint}"
         )
+
+
+def check_place(out: Path) -> None:
+    """Raises OSError where nothing can be made at `out`, as far as that can be seen beforehand."""
+    nearest = next(folder for folder in Path(os.path.abspath(out)).parents if folder.exists())
+    if not nearest.is_dir():
+        raise _about(out, NotADirectoryError(errno.ENOTDIR, ""))
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise _about(out, PermissionError(errno.EACCES, ""))
 
 
 @contextmanager
@@ -123,10 +166,18 @@ def naming(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = os.strerror(error.errno) if error.errno else str(error)
-        if isinstance(error, PermissionError):
-            reason = "no permission to write"
-        raise type(error)(f"{out}: cannot be made in {out.parent}: {reason}") from error
+        raise _about(out, error) from error
+
+
+def _about(out: Path, error: OSError) -> OSError:
+    """Returns an error of the system as one about `out`, with the reason in words."""
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    nearest = next(folder for folder in Path(os.path.abspath(out)).parents if folder.exists())
+    if not nearest.is_dir():
+        reason = f"{nearest} is a file; expected a directory"
+    elif isinstance(error, PermissionError):
+        reason = "no permission to write"
+    return type(error)(f"{out}: cannot be made in {out.parent}: {reason}")
 
 
 @contextmanager

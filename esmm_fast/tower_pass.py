@@ -40,13 +40,13 @@ def pass_dtype(*inputs: Tensor) -> torch.dtype | None:
     return dtype if dtype == torch.bfloat16 else None
 
 
-def can_pass(layers: Sequence[nn.Module], first: type, inner: type = nn.Linear) -> bool:
+def can_pass(layers: Sequence[nn.Module], first: type) -> bool:
     """Whether these are `first`, then ReLU and Linear in turn, as they were made: no hooks,
     no parametrizations, float32 on the CPU, at least one hidden layer."""
     if len(layers) < 3:
         return False
     for i, layer in enumerate(layers):
-        kind = nn.ReLU if i % 2 else first if i == 0 else inner
+        kind = nn.ReLU if i % 2 else first if i == 0 else nn.Linear
         if type(layer) is not kind or any(getattr(layer, hooks) for hooks in _HOOKS):
             return False
         if i % 2 == 0:
@@ -69,10 +69,19 @@ def pass_towers(
     The towers' first layers are one product, whose common part is multiplied once per common row.
     Equivalent to `tower.split_linear`, then ``relu`` and ``linear`` in turn, of each tower. There
     is no second derivative.
+
+    Raises:
+        IndexError: ``common_of_impression[3] = 4294967296 is outside the 5 common rows``.
     """
     flat = [x for tower in layers for layer in tower for x in layer]
     counts = [len(tower) for tower in layers]
     which = common_of_impression.to(torch.int32)
+    if which.dtype != common_of_impression.dtype and not torch.equal(which, common_of_impression):
+        b = int((which != common_of_impression).nonzero()[0])
+        raise IndexError(
+            f"common_of_impression[{b}] = {int(common_of_impression[b])} is outside the "
+            f"{len(common)} common rows"
+        )
     if dtype == torch.bfloat16 and ops.has_tiles():
         return _TilePass.apply(common, impression, which, counts, *flat)
     return _Pass.apply(common, impression, which, dtype, counts, *flat)

@@ -19,22 +19,9 @@ from torch import Tensor, nn
 from .batch import Batch
 from .config import EarlyStopping
 from .early_stopping import Best
-from .evaluation import Predictions, Truth, device_of, evaluate, moved, predict, task_metrics
+from .evaluation import device_of, evaluate, moved
 from .progress import Bar
 from .schedule import default_optimizers
-
-__all__ = [
-    "History",
-    "Predictions",
-    "Step",
-    "Training",
-    "Truth",
-    "default_optimizers",
-    "evaluate",
-    "fit",
-    "predict",
-    "task_metrics",
-]
 
 READ_STEPS = 50
 """Steps from one reading of the losses to the next on a device that works ahead of Python."""
@@ -67,6 +54,17 @@ class History:
     def impressions_per_second(self) -> float:
         return self.impressions / self.seconds if self.seconds > 0 else float("nan")
 
+    def facts(self) -> dict[str, Any]:
+        """Returns steps, impressions, seconds, rate and loss curve, as results say them."""
+        impressions, losses = self.loss_curve()
+        return {
+            "steps": self.steps,
+            "impressions": self.impressions,
+            "seconds": round(self.seconds, 3),
+            "impressions_per_second": self.impressions_per_second,
+            "loss_curve": {"impressions": impressions, "loss": losses},
+        }
+
     def loss_curve(self, points: int = 100) -> tuple[list[int], list[float]]:
         """Returns impressions seen and the mean loss of the impressions since the point before.
 
@@ -75,7 +73,7 @@ class History:
         """
         if not self.losses:
             return [], []
-        sizes = np.asarray(self.batch_sizes)
+        sizes = np.asarray(self.batch_sizes[: len(self.losses)])
         starts = np.unique(np.linspace(0, len(sizes), min(points, len(sizes)) + 1).astype(int))[:-1]
         seen = np.add.reduceat(sizes, starts)
         losses = np.add.reduceat(np.asarray(self.losses) * sizes, starts) / seen
@@ -104,9 +102,10 @@ class Training:
             within an epoch it must have `state_dict` and `load_state_dict`, as those have.
         epochs: Passes over `batches`.
         max_steps: Instead of `epochs`: as many passes as so many steps take.
-        optimizers: All are stepped and cleared after each batch; None means
+        optimizers: One or several; all are stepped and cleared after each batch. None means
             `default_optimizers(model, lr)`.
-        schedulers: Schedulers of torch, all stepped after each batch; see `schedule.schedulers`.
+        schedulers: One or several of torch's, all stepped after each batch; see
+            `schedule.schedulers`.
         lr: Learning rate of the default optimizers; ignored where optimizers are given.
         valid: Evaluated after each epoch, into `History.valid`.
         evaluate_steps: Evaluate also within an epoch, after so many steps each time.
@@ -136,8 +135,10 @@ class Training:
         *,
         epochs: int = 1,
         max_steps: int | None = None,
-        optimizers: Sequence[torch.optim.Optimizer] | None = None,
-        schedulers: Sequence[torch.optim.lr_scheduler.LRScheduler] = (),
+        optimizers: Sequence[torch.optim.Optimizer] | torch.optim.Optimizer | None = None,
+        schedulers: (
+            Sequence[torch.optim.lr_scheduler.LRScheduler] | torch.optim.lr_scheduler.LRScheduler
+        ) = (),
         lr: float = 1e-3,
         valid: Iterable[Batch] | None = None,
         evaluate_steps: int | None = None,
@@ -153,8 +154,15 @@ class Training:
             raise ValueError(f"epochs: expected at least 0, got {epochs}")
         if max_steps is not None and max_steps < 1:
             raise ValueError(f"max_steps: expected at least 1, got {max_steps}")
-        if early_stopping is not None and valid is None:
-            raise ValueError("early_stopping: expected valid with it, got none")
+        if evaluate_steps is not None and evaluate_steps < 1:
+            raise ValueError(f"evaluate_steps: expected at least 1, got {evaluate_steps}")
+        for name, given in (("evaluate_steps", evaluate_steps), ("early_stopping", early_stopping)):
+            if given is not None and valid is None:
+                raise ValueError(f"{name}: expected valid with it, got none")
+        if isinstance(optimizers, torch.optim.Optimizer):
+            optimizers = [optimizers]
+        if isinstance(schedulers, torch.optim.lr_scheduler.LRScheduler):
+            schedulers = [schedulers]
         self.model, self.batches = model, batches
         self.epochs, self.max_steps = epochs, max_steps
         self.optimizers = default_optimizers(model, lr) if optimizers is None else optimizers
@@ -182,6 +190,7 @@ class Training:
         Raises:
             FloatingPointError: If a loss is nan or infinite. On the CPU the model is as before that
                 step, on a GPU up to `READ_STEPS` steps further.
+            ValueError: If an epoch holds no batch.
         """
         while not (self.finished or self._ended or self._stale()):
             self.model.train()
@@ -295,6 +304,11 @@ class Training:
         if hasattr(self.batches, "close"):
             self.batches.close()
         if not self._stale():
+            if not self._seen:
+                raise ValueError(
+                    f"batches: expected at least one in epoch {self.epoch}, got none (an iterator "
+                    "that is used up? each epoch is one pass over batches)"
+                )
             self._read()
             self._position = _position(self.batches)
             self._epoch_over = True
@@ -332,12 +346,12 @@ class Training:
         """Reads the losses that were left on the device."""
         if not self._unread:
             return
-        unread, self._unread = self._unread, []
-        values = torch.stack([loss for loss, _ in unread]).tolist()
-        for value, (_, step) in zip(values, unread, strict=True):
+        for value in torch.stack([loss for loss, _ in self._unread]).tolist():
+            _, step = self._unread[0]
             if not math.isfinite(value):
                 self.whole = False
                 raise FloatingPointError(_explained(self.model, value, step.step, step.epoch, None))
+            del self._unread[0]  # only now: what is raised here or by on_step loses no other
             self._loss = value
             self.history.losses.append(value)
             if self.on_step is not None:

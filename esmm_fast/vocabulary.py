@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from .schema import Schema
+from .staging import staged_file
 
 NO_ID = 2**64 - 1
 """Stands in `Vocabulary.feature_ids` at row 0, which belongs to every unknown id."""
@@ -72,6 +75,7 @@ class Vocabulary:
         self._ids: dict[str, np.ndarray] = {}
         self._counts: dict[str, np.ndarray] = {}
         self._lookups: dict[str, Any] = {}
+        self._sums: dict[str, int] = {}  # checksums of ids
         for table, (ids, counts) in tables.items():
             self._ids[table] = np.ascontiguousarray(ids, dtype=np.uint64)
             self._counts[table] = np.ascontiguousarray(counts, dtype=np.uint64)
@@ -160,7 +164,25 @@ class Vocabulary:
 
     def sized(self, schema: Schema) -> Schema:
         """Returns the schema with every field's number of table rows written into it."""
-        return schema.with_rows({table: self.rows(table) for table in schema.tables})
+        sized = schema.with_rows({table: self.rows(table) for table in schema.tables})
+        return replace(sized, vocabulary=self.fingerprint(schema.tables))
+
+    def fingerprint(self, tables: Iterable[str]) -> str:
+        """Returns a checksum of the names, rows and ids of some tables, 8 hexadecimal digits.
+
+        Example:
+            >>> ids, counts = [70, 12, 31], [9, 4, 4]
+            >>> vocabularies = [Vocabulary({"205": (ids[:n], counts[:n])}) for n in (2, 3, 3)]
+            >>> a, b, c = (v.fingerprint(["205"]) for v in vocabularies)
+            >>> a == b, b == c
+            (False, True)
+        """
+        for table in tables:
+            if table not in self._sums:
+                ids = np.empty(0, np.uint64) if table in self.hashed else self._of(table)
+                self._sums[table] = zlib.crc32(ids.data)
+        found = sorted((table, self.rows(table), self._sums[table]) for table in tables)
+        return f"{zlib.crc32(repr(found).encode()):08x}"
 
     def lookup(self, table: str, ids: Any) -> np.ndarray:
         """Returns the row of every feature id, int32 in the shape of `ids`; 0: unknown."""
@@ -176,8 +198,8 @@ class Vocabulary:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the vocabulary as an Arrow file.
 
-        Its columns: table (dictionary string), feature_id, count, row. The file is written beside
-        its place and renamed at the end.
+        Its columns: table (dictionary string), feature_id, count, row. It appears whole or not
+        at all.
         """
         import pyarrow as pa
 
@@ -197,24 +219,19 @@ class Vocabulary:
                 b"hashed": json.dumps(self.hashed),
             }
         )
-        path = Path(path)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            with (
-                pa.OSFile(str(beside), "wb") as sink,
-                pa.ipc.new_file(sink, table.schema) as writer,
-            ):
-                if table.num_rows:
-                    writer.write_table(table)
-                else:  # a batch of no rows brings the dictionary, the names of the tables
-                    writer.write_batch(
-                        pa.RecordBatch.from_arrays(
-                            [c.combine_chunks() for c in table.columns], schema=table.schema
-                        )
+        with (
+            staged_file(Path(path)) as staged,
+            pa.OSFile(str(staged), "wb") as sink,
+            pa.ipc.new_file(sink, table.schema) as writer,
+        ):
+            if table.num_rows:
+                writer.write_table(table)
+            else:  # a batch of no rows brings the dictionary, the names of the tables
+                writer.write_batch(
+                    pa.RecordBatch.from_arrays(
+                        [c.combine_chunks() for c in table.columns], schema=table.schema
                     )
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+                )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Vocabulary:

@@ -19,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_dataset import SCHEMA, TinyDataset, dataset_of, tiny_dataset
 
-from esmm_fast import reference
+from esmm_fast import ESMM, reference
 from esmm_fast.batch import Batch, Plan
+from esmm_fast.data.batches import Batches
 from esmm_fast.schema import Field, Schema
 from esmm_fast.vocabulary import Vocabulary
 
@@ -48,6 +49,44 @@ def test_literal() -> None:
     assert batch.plan.bag_of_occurrence.tolist() == [0, 0, 1, 2, 4]
     assert batch.plan.touched_rows.tolist() == [1, 2, 3, 4]
     assert batch.plan.occurrence_by_row.tolist() == [1, 2, 0, 4, 3]
+
+
+def test_a_batch_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    dataset = tiny_dataset()
+    ours, other = (Vocabulary.from_dataset(dataset, min_count=n) for n in (1, 3))
+    model = ESMM(ours.sized(SCHEMA), dim=2, hidden=(4,))
+    made = {id(v): next(iter(batches_of(dataset, vocabulary=v))) for v in (ours, other)}
+    model(made[id(ours)])
+    assert made[id(ours)].to("cpu").vocabulary == ours.sized(SCHEMA).vocabulary
+    with pytest.raises(ValueError, match="batch: expected one made with the model's vocabulary"):
+        model(made[id(other)])
+    with pytest.raises(ValueError, match="batch: expected one made with the model's vocabulary"):
+        model.tables(made[id(other)])
+    ours.save(tmp_path / "v.arrow")
+    (again, *_) = batches_of(dataset, vocabulary=Vocabulary.load(tmp_path / "v.arrow"))
+    model(again)  # the same by content
+    schema = Schema((Field("item"),))
+    model = ESMM(ours.sized(schema), dim=2, hidden=(4,))
+    bags = {"item": ([1, 2], None)}
+    model(Batch.from_bags(bags, schema=ours.sized(schema)))  # of rows: nobody knows whose
+    model(Batch.from_bags(bags, schema=schema, vocabulary=ours))
+    with pytest.raises(ValueError, match="got one made with"):
+        model(Batch.from_bags(bags, schema=schema, vocabulary=other))
+    renamed = Vocabulary({"item": (ours.feature_ids("item")[1:][::-1], ours.counts("item")[1:])})
+    with pytest.raises(ValueError, match="got one made with"):
+        model(Batch.from_bags(bags, schema=schema, vocabulary=renamed))
+
+
+def test_what_is_no_batch_is_said() -> None:
+    dataset = tiny_dataset()
+    vocabulary = Vocabulary.from_dataset(dataset)
+    model = ESMM(vocabulary.sized(SCHEMA), dim=2, hidden=(4,))
+    for call in (model, model.tables):
+        with pytest.raises(TypeError, match=r"batch: expected a Batch, got dict \(Batch\.f"):
+            call({"item": torch.tensor([1])})
+    batches = Batches(dataset, 16, vocabulary=vocabulary)
+    with pytest.raises(TypeError, match=r"expected a loop over them .* no DataLoader is needed"):
+        next(iter(torch.utils.data.DataLoader(batches)))  # type: ignore[arg-type]
 
 
 def check_batch(dataset: TinyDataset, vocabulary: Vocabulary, batch: Batch, kind: str) -> None:

@@ -50,6 +50,8 @@ def test_slices_against_a_loop(field: str, selected: bool, coded: pa.DataType | 
 
     result = Slices.of(dataset, field).calibration(labels, predictions, among)
     assert {part["feature_id"] for part in result} == expected.keys()
+    first = Slices.of(dataset, field).calibration(labels, predictions, among, top=2)
+    assert first == result[:2]
     counts = [part["impressions"] for part in result]
     assert counts == sorted(counts, reverse=True)
     for part in result:

@@ -197,6 +197,8 @@ def test_names_families_and_all() -> None:
     assert set(PAPER) <= families and len({m.title for m in METHODS.values()}) >= len(PAPER)
     named = [m for m in METHODS.values() if m.family not in ("", m.name) and "steps" not in m.name]
     assert all(m.setting for m in named) and len(named) == 8
+    at_steps = ["base-steps", *(f"{name}-steps" for name in grids[1]), "unbias-steps"]
+    assert [m.name for m in resolve(["steps"])] == at_steps
     with pytest.raises(ValueError, match="methods: expected some names, each once"):
         resolve(["aman", "aman-20"])
     with pytest.raises(ValueError, match="methods: expected some names, each once"):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,61 @@ def test_nothing_half_written_is_taken_for_a_checkpoint(
         checkpoint.save(tmp_path, {"a": nn.Linear(1, 1)}, 3, {})
     with pytest.raises(ValueError, match=r"expected a checkpoint step-\.\.\., found none"):
         checkpoint.latest(tmp_path)
+
+
+def test_names_of_tensors_do_not_collide(tmp_path: Path) -> None:
+    state = {
+        "a.b": torch.tensor(1.0),
+        "a": {"b": torch.tensor(2.0), 0: torch.tensor(3.0), "0": torch.tensor(4.0)},
+        "a.b'": torch.tensor(5.0),
+    }
+    checkpoint.save(tmp_path, {}, 1, training=state)
+    assert checkpoint.latest(tmp_path).training() == state
+    with pytest.raises(ValueError, match="networks: expected other names than 'training', got it"):
+        checkpoint.save(tmp_path, {"training": nn.Linear(1, 1)}, 2)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "a.safetensors", "training.safetensors"])
+@pytest.mark.parametrize("size", [0, 60, None])
+def test_a_damaged_checkpoint_is_named_with_the_one_before(
+    name: str, size: int | None, tmp_path: Path
+) -> None:
+    model = nn.Linear(20, 1)
+
+    def everything() -> None:
+        found = checkpoint.latest(tmp_path)
+        found.load_into({"a": model})
+        found.training()
+
+    for step in (1, 2):
+        checkpoint.save(tmp_path, {"a": model}, step, training={"t": torch.ones(9)}, keep=2)
+        everything()
+        file = tmp_path / f"step-{step:010d}" / name
+        if step == 1:
+            continue
+        file.write_bytes(file.read_bytes()[: -7 if size is None else size])
+        with pytest.raises(ValueError) as error:
+            everything()
+        assert str(error.value).startswith(f"{file}: expected the file as it was saved, got a dam")
+        assert str(error.value).endswith("to go on from the one before it, step-0000000001")
+        file.parent.rename(tmp_path / "away")
+        everything()
+
+
+def test_a_full_disk_names_the_checkpoint_and_keeps_the_one_before(tmp_path: Path) -> None:
+    model = nn.Linear(300, 10)
+    checkpoint.save(tmp_path, {"a": model}, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size, state in ((5_000, ""), (15_000, "x" * 20_000)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))  # stands for a full disk
+        try:
+            with pytest.raises(OSError) as error:
+                checkpoint.save(tmp_path, {"a": model}, 2, training=state)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert str(error.value).startswith(f"{tmp_path}/step-0000000002: cannot be saved: ")
+        assert "File too large" in str(error.value)
+        assert [p.name for p in tmp_path.iterdir()] == ["step-0000000001"]
 
 
 def test_refused(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_tables_that_do_not_fit_are_refused_before_anything_is_made(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("esmm_fast.run.memory.available", lambda: 1000)
+    monkeypatch.setattr("esmm_fast.run.run.available_memory", lambda: 1000)
     options = ["--train", synthetic_log.train_path, "--out", tmp_path / "run", *SMALL]
     status, shown, error = call(capsys, "train", *options)
     assert status == 1 and error.count("\n") == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +11,27 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from test_cli import call
 
 from esmm_fast import metrics
-from esmm_fast.catalogue import PAPER, resolve
+from esmm_fast.catalogue import METHODS, PAPER, resolve
 from esmm_fast.comparison import experiment, report
 from esmm_fast.comparison import results as tables
 from esmm_fast.comparison.intervals import auc_error
 from esmm_fast.config import Settings
+from esmm_fast.data.dataset import Dataset
+from esmm_fast.data.facts import common_rows_of
 from esmm_fast.evaluation import Predictions
-from esmm_fast.samplers import common_rows_of, share_of_groups, split_off_end
+from esmm_fast.methods import Method, Network
+from esmm_fast.networks import CTRNetwork, CVRNetwork
+from esmm_fast.samplers import (
+    Context,
+    View,
+    clicked,
+    share_of_groups,
+    split_off_end,
+    with_unclicked,
+)
 
 if TYPE_CHECKING:
     from synthetic_log import SyntheticLog
@@ -118,6 +131,9 @@ def test_methods_and_repeats_can_be_added(
     with pytest.raises(FileExistsError, match=r"holdout = 0.1, asked for is 0.2"):
         compare(synthetic_log, ["base"], out=tmp_path / "grown", holdout=0.2)
     other = share_of_groups(synthetic_log.train, 0.5)
+    other_truth = replace(synthetic_log.truth, pcvr=synthetic_log.truth.pcvr / 2)
+    with pytest.raises(FileExistsError, match=r"truth_crc32 = '\w{8}', asked for is '\w{8}'"):
+        compare(synthetic_log, ["base"], out=tmp_path / "grown", truth=other_truth)
     with pytest.raises(FileExistsError, match=r"train\.selection"):
         experiment.compare(
             other,
@@ -127,6 +143,106 @@ def test_methods_and_repeats_can_be_added(
             truth=synthetic_log.truth,
             **OPTIONS,
         )
+
+
+def test_base_may_come_later(
+    whole: dict[str, Any], synthetic_log: SyntheticLog, tmp_path: Path
+) -> None:
+    out, lines = tmp_path / "later", []
+    alone = compare(synthetic_log, ["esmm", "aman-10"], out=out)
+    assert alone["methods"]["esmm"]["differences"] == {}
+    names = ["aman-10", "base", "esmm"]
+    later = compare(synthetic_log, names, out=out, say=lines.append)
+    assert "6 of 8 runs are there already" in lines
+    for name in names:
+        assert without_times(later["methods"][name]) == without_times(whole["methods"][name])
+    kept = {path.name for path in (out / "predictions").iterdir()}
+    assert kept == {f"00{r}-{n}.npz" for r in (0, 1) for n in ("base-judged", "network-ctr")}
+    # A run whose predictions an earlier version did not keep is trained again.
+    record = json.loads((out / "records" / "001-esmm.json").read_text())
+    del record["intervals"]["cvr"]["minus_base_error"]
+    (out / "records" / "001-esmm.json").write_text(json.dumps(record))
+    again = compare(synthetic_log, names, out=out, say=lines.append)
+    assert "7 of 8 runs are there already" in lines
+    assert without_times(again["methods"]["esmm"]) == without_times(whole["methods"]["esmm"])
+
+
+def test_what_is_finished_does_not_shrink(synthetic_log: SyntheticLog, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"out": out, "truth": None, "holdout": 0.0}
+    tables.write(compare(synthetic_log, ["base"], **options, repeats=2), out)
+    written = (out / "results.json").read_bytes()
+    for methods, repeats, missing in ((["esmm"], 2, "method base"), (["base"], 1, "repeat 2")):
+        with pytest.raises(FileExistsError, match=f"holds results with {missing}, which is not"):
+            compare(synthetic_log, methods, **options, repeats=repeats)
+    assert (out / "results.json").read_bytes() == written
+    train, test = synthetic_log.train, synthetic_log.test
+    of_shares = {"settings": SETTINGS, "repeats": 2, "out": out}
+    with pytest.raises(FileExistsError, match="train_shares = None, asked for is True"):
+        experiment.compare_shares(train, test, ["base"], [50], **of_shares)
+    of_shares |= {"out": tmp_path / "shares", "repeats": 1}
+    found = experiment.compare_shares(train, test, ["base"], [30, 50], **of_shares)
+    tables.write(found, tmp_path / "shares")
+    with pytest.raises(FileExistsError, match="holds results with share 30, which is not asked"):
+        experiment.compare_shares(train, test, ["base"], [50], **of_shares)
+    (tmp_path / "shares" / "plan.json").unlink()  # as an earlier version left it
+    experiment.compare_shares(train, test, ["base"], [30, 50], **of_shares)
+    with pytest.raises(FileExistsError, match="holds results with share 30, which is not asked"):
+        compare(synthetic_log, ["base"], **{**options, "out": tmp_path / "shares"})
+
+
+def test_two_processes_do_not_compare_in_one_place(
+    synthetic_log: SyntheticLog, tmp_path: Path
+) -> None:
+    def say(line: str) -> None:
+        with pytest.raises(FileExistsError, match="another process is at work on this"):
+            compare(synthetic_log, ["base"], out=tmp_path / "out")
+        said.append(line)
+
+    said: list[str] = []
+    compare(synthetic_log, ["base"], out=tmp_path / "out", repeats=1, say=say)
+    compare(synthetic_log, ["base"], out=tmp_path / "out", repeats=1)
+    assert said
+
+
+def test_a_comparison_of_an_earlier_version_is_gone_on_with(
+    synthetic_log: SyntheticLog, tmp_path: Path
+) -> None:
+    out = tmp_path / "earlier"
+    first = compare(synthetic_log, ["base"], out=out, repeats=1)
+    plan = json.loads((out / "plan.json").read_text())
+    del plan["settings"]["schedule"], plan["settings"]["warmup_steps"]  # not there in that version
+    del plan["truth_crc32"]
+    (out / "plan.json").write_text(json.dumps({**plan, "esmm_fast": "0.0.1"}))
+    lines: list[str] = []
+    again = compare(synthetic_log, ["base"], out=out, repeats=1, say=lines.append)
+    assert again["methods"]["base"]["runs"] == first["methods"]["base"]["runs"]
+    assert "2 of 2 runs are there already" in lines
+    assert any(line.startswith("begun by esmm_fast 0.0.1, goes on with") for line in lines)
+    settings = Settings(dim=3, hidden=(8,), batch_size=256, warmup_steps=2)
+    with pytest.raises(FileExistsError, match="warmup_steps = 0, asked for is 2"):
+        compare(synthetic_log, ["base"], out=out, repeats=1, settings=settings)
+
+
+@pytest.mark.parametrize("hidden", ["360,200,80", "200,80"])
+def test_both_readings_of_the_network_and_both_adams_on_the_command_line(
+    synthetic_log: SyntheticLog, tmp_path: Path, capsys: pytest.CaptureFixture[str], hidden: str
+) -> None:
+    losses = []
+    for adam in ("lazy_adam", "adam"):
+        arguments: list[Any] = ["compare", "--train", synthetic_log.train_path]
+        arguments += ["--test", synthetic_log.test_path, "--methods", "esmm", "--repeats", 1]
+        arguments += ["--hidden", hidden, "--table-optimizer", adam, "--batch-size", 256]
+        status, _, error = call(capsys, *arguments, "--out", tmp_path / adam)
+        assert status == 0, error
+        found = json.loads((tmp_path / adam / "results.json").read_text())
+        assert ",".join(map(str, found["settings"]["hidden"])) == hidden
+        assert found["settings"]["table_optimizer"] == adam
+        losses.append(found["methods"]["esmm"]["runs"][0]["metrics"]["ctcvr"]["log_loss"])
+        text = (tmp_path / adam / "results.md").read_text()
+        assert "| training | optimizer steps | impressions trained on |" in text
+        assert "| ESMM | 8 | 2,000 |" in text
+    assert losses[0] != losses[1]  # the dense Adam also moves rows that a batch does not touch
 
 
 def test_shared_networks_are_trained_once_a_repeat(
@@ -145,6 +261,46 @@ def test_shared_networks_are_trained_once_a_repeat(
     monkeypatch.setattr(runner, "fit_method", counted)
     compare(synthetic_log, ["unbias", "division", "aman-100", "base"], repeats=2)
     assert trained == ["ctr", "base", "unbias", "ctcvr"] * 2
+
+
+@pytest.mark.parametrize("shared", [None, "clicks"])
+def test_what_a_network_needs_of_another_is_of_its_repeat_and_view(
+    shared: str | None, synthetic_log: SyntheticLog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    drawn, whole = with_unclicked(0.5), with_unclicked(1.0)
+    seen: list[tuple[int, str]] = []
+
+    def of(name: str, needed: View) -> View:
+        def view(train: Dataset, context: Context) -> Dataset:
+            expected = needed(train, context).impressions["sample_id"].to_numpy()
+            rows = needed(train, context).selection
+            np.testing.assert_array_equal(
+                context.predictions["first"].sample_id, expected[rows].astype(np.int64)
+            )
+            seen.append((context.seed, name))
+            return clicked(train, context)
+
+        return view
+
+    def method(name: str, needed: View) -> Method:
+        networks = {
+            "first": Network(CTRNetwork, shared=shared),
+            "cvr": Network(CVRNetwork, of(name, needed), needs={"first": needed}),
+        }
+        return Method(name, name, "", "", "", networks, combine=lambda found: found["cvr"])
+
+    monkeypatch.setitem(METHODS, "half", method("half", drawn))
+    monkeypatch.setitem(METHODS, "all-of-it", method("all-of-it", whole))
+    names = ["half", "all-of-it"]
+    compare(synthetic_log, names, out=tmp_path / "out", truth=None, holdout=0.0)
+    for path in (tmp_path / "out" / "records").glob("*-half.json"):
+        path.unlink()  # from here on the shared network is read again
+    compare(synthetic_log, names, out=tmp_path / "out", truth=None, holdout=0.0)
+    assert seen == [(r, n) for r in (0, 1) for n in names] + [(0, "half"), (1, "half")]
+    monkeypatch.setattr(whole, "__name__", drawn.__name__)
+    if shared:
+        with pytest.raises(ValueError, match=r"views of different names, got .*'with_unclicked\("):
+            compare(synthetic_log, names, truth=None)
 
 
 def test_division_reports_how_often_it_exceeds_1(whole: dict[str, Any]) -> None:
@@ -238,7 +394,7 @@ def test_files(whole: dict[str, Any], tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == whole["rows"]
     text = (tmp_path / "results.md").read_text()
     assert "| ESMM | " in text and "| AMAN 50 % | " in text and "+2.56 | +3.25 |" in text
-    page = report.render(report.load(tmp_path / "results.json"))
+    page = report.render(json.loads((tmp_path / "results.json").read_text()))
     assert "The whole grids" in page
 
 

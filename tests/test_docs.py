@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from esmm_fast import prepare
+from esmm_fast import EntireSpaceChain, Vocabulary, prepare
 from esmm_fast.data.synth import synth
+
+pytest_plugins = ("synthetic_log",)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,6 +25,13 @@ def blocks(page: str) -> list[str]:
 
 def run(page: str, text: str, names: dict[str, Any]) -> dict[str, Any]:
     exec(compile(text, str(ROOT / page), "exec"), names)
+    return names
+
+
+def run_all(page: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Returns the names that a page's examples leave, one after the other."""
+    for text in blocks(f"docs/{page}"):
+        run(f"docs/{page}", text, names)
     return names
 
 
@@ -60,15 +69,62 @@ def test_own_loop(
     run(OWN_LOOP, text, run(OWN_LOOP, FIRST, {}))
 
 
-def test_readme_training_and_towers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readme_and_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     synth("log", impressions=600, test_impressions=300, ctr=0.3, cvr=0.3, seed=0)
     (readme,) = blocks("README.md")
     names = run("README.md", readme, {})
     assert set(names["result"]) >= {"ctr", "cvr", "ctcvr"}
-    (towers,) = blocks("docs/towers.md")
-    assert run("docs/towers.md", towers, names)["model"].towers.sizes == (2, 3, 80)
     (training,) = blocks("docs/training.md")
     prepare("log", out="data")
     assert "warmup=100" in training  # of a log of 100,000 impressions
     run("docs/training.md", training.replace("warmup=100", "warmup=2"), {})
+
+
+@pytest.fixture
+def in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_stages(in_a_folder):
+    known = run_all("stages.md", {})
+    model, out = known["model"], known["out"]
+    assert list(model.towers) == ["click", "cart", "order"]
+    assert torch.allclose(out.probabilities[:, 2], out.stage_probabilities.prod(1))
+    assert known["train"].common_rows.num_rows <= 50_000
+
+
+def test_towers(in_a_folder, synthetic_log):
+    train = synthetic_log.train
+    known = run_all("towers.md", {"train": train, "vocabulary": Vocabulary.from_dataset(train)})
+    assert known["history"].steps == 2
+    for name in ("MixtureOfExperts", "LayeredExtraction"):
+        check_towers(known[name], known["vocabulary"], train)
+
+
+def check_towers(towers: Any, vocabulary: Any, train: Any) -> None:
+    """A gradient reaches every parameter, and the loss is that of the products, for K = 2 and 3."""
+    batch = next(iter(train.batches(64, vocabulary=vocabulary, group_limit=1)))
+    for stages in (2, 3):
+        batch.labels = torch.ones(64, stages)
+        model = EntireSpaceChain(
+            vocabulary.sized(train.schema),
+            ("a", "b", "c")[:stages],
+            label_columns=range(stages),
+            dim=4,
+            init_std=1.0,
+            towers=lambda *sizes, k=stages: towers(*sizes, stages=k),
+        )
+        out = model(batch)
+        assert out.logits.shape == (64, stages)
+        loss = model.loss(out, batch)
+        expected = -out.probabilities.log().sum(1).mean()
+        torch.testing.assert_close(loss, expected)
+        loss.backward()
+        for name, parameter in model.towers.named_parameters():
+            assert parameter.grad is not None and parameter.grad.any(), name

@@ -137,9 +137,14 @@ def test_curves_match_the_predictions() -> None:
 
 def test_bad_arguments(synthetic_log: SyntheticLog) -> None:
     train, test = synthetic_log.train, synthetic_log.test
-    with pytest.raises(ValueError, match=r"method: expected one of all, base, aman, .*got 'aman2'"):
+    with pytest.raises(ValueError, match=r"method: unknown name 'aman2'; did you mean 'aman"):
         experiment.compare(train, test, ["aman2"])
     with pytest.raises(ValueError, match=r"methods: expected some names, each once, got \['base'"):
         experiment.compare(train, test, ["base", "base"])
     with pytest.raises(ValueError, match="repeats: expected at least 1, got 0"):
         experiment.compare(train, test, repeats=0)
+    with pytest.raises(ValueError, match="test: expected impressions, got none in"):
+        experiment.compare(train, test.select([]))
+    for holdout in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=f"holdout: expected a share from 0 .*got {holdout}"):
+            experiment.compare(train, test, holdout=holdout)

@@ -15,6 +15,7 @@ from esmm_fast.comparison import experiment
 from esmm_fast.comparison.experiment import compare
 from esmm_fast.config import Settings
 from esmm_fast.embedding import tables_in
+from esmm_fast.machine import available_memory, machine, usable_cores
 from esmm_fast.run import memory
 from esmm_fast.run.checkpoint import save
 from esmm_fast.run.nested import split_tensors
@@ -129,8 +130,44 @@ def test_what_a_step_takes_is_about_what_was_said() -> None:
 
 def test_available_memory_is_below_that_of_the_machine() -> None:
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
-    available = memory.available()
+    available = available_memory()
     assert available is not None and 0 < available < total
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, 900 * 1024),
+        ({"a/b": (1000, 600, 50)}, 450),
+        ({"a": (500, 450, 0), "a/b": ("max", 400, 0)}, 50),
+        ({"": (700, 650, 10), "a": (1000, 500, 0)}, 60),
+        ({"other": (10, 0, 0)}, 900 * 1024),
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_least_room_of_the_groups_around_the_process_counts(
+    version: int, limits: dict[str, tuple[object, int, int]], expected: int, tmp_path: Path
+) -> None:
+    (tmp_path / "proc" / "self").mkdir(parents=True)
+    (tmp_path / "proc" / "meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 900 kB\n")
+    lines = {1: "3:cpu:/elsewhere\n9:memory,hugetlb:/a/b\n", 2: "0::/a/b\n"}
+    (tmp_path / "proc" / "self" / "cgroup").write_text(lines[version])
+    top = tmp_path / "sys/fs/cgroup" / ("memory" if version == 1 else "")
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }
+    for group, (limit, used, cache) in limits.items():
+        (top / group).mkdir(parents=True, exist_ok=True)
+        for name, value in zip(names[version], (limit, used), strict=False):
+            (top / group / name).write_text(f"{value}\n")
+        (top / group / "memory.stat").write_text(f"anon 1\n{names[version][2]} {cache}\n")
+    assert available_memory(tmp_path) == expected
+    assert available_memory(tmp_path / "nowhere") is None
+
+
+def test_the_machine_has_the_cores_that_may_be_used() -> None:
+    assert machine()["cpus"] == usable_cores() >= 1
 
 
 def test_a_checkpoint_of_tables_copies_no_more_than_was_said(tmp_path: Path) -> None:
@@ -145,7 +182,7 @@ def test_a_checkpoint_of_tables_copies_no_more_than_was_said(tmp_path: Path) -> 
 def test_a_comparison_that_does_not_fit_is_refused(
     synthetic_log: SyntheticLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experiment, "available", lambda: 1000)
+    monkeypatch.setattr(experiment, "available_memory", lambda: 1000)
     said: list[str] = []
     with pytest.raises(MemoryError, match=r"the training needs .* 1000 B are"):
         compare(synthetic_log.train, synthetic_log.test, ("esmm",), repeats=1, say=said.append)

@@ -84,6 +84,22 @@ def test_what_a_method_does_not_predict_is_null(
     assert [table[n].null_count for n in ("pctr", "pcvr", "pctcvr")] == [1000, 0, 1000]
 
 
+def test_division_is_corrected_by_the_pctr_of_its_own_network(
+    synthetic_log: SyntheticLog, tmp_path: Path
+) -> None:
+    content = {"train": str(synthetic_log.train_path), "method": "division", "settings": SETTINGS}
+    runs.train(resolve(RunConfig, content), tmp_path / "run")
+    run, tables = Run.load(tmp_path / "run"), []
+    for kept in (1.0, 0.1):
+        write_predictions(run, synthetic_log.test, tmp_path / str(kept), kept=kept)
+        tables.append(parquet.read_table(tmp_path / str(kept)).to_pandas().astype(float))
+    raw, corrected = tables
+    expected = raw.pctr / (raw.pctr + (1 - raw.pctr) / 0.1)
+    np.testing.assert_allclose(corrected.pctr, expected, rtol=1e-6)
+    np.testing.assert_allclose(corrected.pctcvr, expected * raw.pcvr, rtol=1e-5)
+    np.testing.assert_allclose(raw.pctcvr, raw.pctr * raw.pcvr, rtol=1e-5)
+
+
 def test_nothing_half_written(
     trained: Run, synthetic_log: SyntheticLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,6 +56,20 @@ def test_another_plan_is_refused_by_its_first_difference(tmp_path: Path) -> None
         Records(out, {**PLAN, "valid": 0.1})
 
 
+def test_a_plan_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert Records(out, {**PLAN, "esmm_fast": "0.1"}).begun_by == "0.1"
+    plan = {"settings": {"lr": 0.001, "hidden": (4, 2), "warmup": 0}, "esmm_fast": "0.2"}
+    plan["train"] = "abc"
+    before = {"settings": {"lr": 0.5, "warmup": 0}}  # of what stands in the plan, that counts
+    assert Records(out, plan, before).begun_by == "0.1"
+    with pytest.raises(FileExistsError, match=r"settings\.warmup = None, asked for is 0"):
+        Records(out, plan)
+    later = {**plan, "settings": {**plan["settings"], "warmup": 10}}  # type: ignore[dict-item]
+    with pytest.raises(FileExistsError, match=r"settings\.warmup = 0, asked for is 10"):
+        Records(out, later, before)
+
+
 def test_a_directory_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"expected nothing there.*has no plan.json"):

@@ -1,5 +1,6 @@
 """report: one page without outside resources, with every section its results allow."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,25 @@ def test_unequal_numbers_of_steps_are_said() -> None:
     assert report.render(results).count("Optimizer steps: BASE 2, ESMM 8.") == 2  # at the bias too
 
 
+def test_methods_at_the_steps_of_esmm_stand_below_themselves() -> None:
+    results = results_of(names=("base", "base-steps", "oversampling-3", "unbias-steps", "esmm"))
+    results["methods"]["base"]["runs"][0]["networks"]["base"] |= {"steps": 2, "impressions": 500}
+    results["methods"]["esmm"]["summary"]["metrics.cvr.auc"] = {"mean": 0.61, "std": None}
+    page = report.render(results)
+    assert "ESMM&#39;s number of steps" in page or "At ESMM's number of steps" in headings(page)
+    rows = tables.steps_table(results)["rows"]
+    assert [row["name"] for row in rows] == ["base", "base-steps", "esmm", "unbias-steps"]
+    assert rows[0]["cells"][:2] == ["2", "500"] and rows[1]["cells"][:2] == ["8", "2,000"]
+    assert "| BASE ESMM's steps | 8 | 2,000 | " in tables.markdown(results)
+    assert "| ESMM | 8 | 2,000 | 61.00 | " in tables.markdown(results)
+
+
+def test_steps_without_such_methods_are_a_short_table() -> None:
+    text = tables.markdown(results_of())
+    assert "| training | optimizer steps | impressions trained on |" in text
+    assert "| ESMM | 8 | 2,000 |" in text
+
+
 def test_means_of_one_training_are_called_one_draw() -> None:
     results = results_of()
     assert "one training is one draw" in report.render(results)
@@ -206,7 +226,7 @@ def test_a_run_has_a_page_of_its_own() -> None:
 def test_results_come_back_from_their_file(tmp_path: Path) -> None:
     results = results_of()
     tables.write(results, tmp_path)
-    page = report.render(report.load(tmp_path / "results.json"))
+    page = report.render(json.loads((tmp_path / "results.json").read_text()))
     assert page == report.render(results)
 
 

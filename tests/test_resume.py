@@ -25,6 +25,7 @@ from esmm_fast.run import checkpoint
 from esmm_fast.run import run as runs
 from esmm_fast.run.interruption import Interrupted
 from esmm_fast.run.session import Session
+from esmm_fast.staging import lock
 
 if TYPE_CHECKING:
     from synthetic_log import SyntheticLog
@@ -275,6 +276,83 @@ def test_what_an_error_leaves(
     runs.train(config, run, resume=True)
     runs.train(config, tmp_path / "whole")
     assert_same(run, tmp_path / "whole")
+
+
+def test_what_a_failed_resume_leaves(
+    synthetic_log: SyntheticLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = {"train": str(synthetic_log.train_path), "method": "unbias", "settings": SETTINGS}
+    config, run = resolve(RunConfig, content), tmp_path / "run"
+    stop = Stop(monkeypatch)
+    stop.left = 120  # in the second network
+    with pytest.raises(Interrupted):
+        runs.train(config, run)
+
+    def everything() -> dict[str, int]:
+        found = (path for path in run.rglob("*") if path.name != "metrics.jsonl")
+        return {str(path.relative_to(run)): path.stat().st_mtime_ns for path in found}
+
+    before = everything()
+    last = checkpoint.latest(run / "checkpoints")
+    assert last.networks == ("ctr", "cvr")
+    for name in ("load_network", "training"):  # before or while its state is read
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(checkpoint.Checkpoint, name, lambda *_: 1 / 0)
+            runs.train(config, run, resume=True)
+        assert everything() == before
+    held = lock(run, "")  # the config is not touched by one who may not train
+    with pytest.raises(FileExistsError, match="another process is training this run"):
+        runs.train(resolve(RunConfig, content, {"keep_checkpoints": 7}), run, resume=True)
+    os.close(held)
+    assert everything() == before
+    stop.left = -1
+    runs.train(config, run, resume=True)
+    runs.train(config, tmp_path / "whole")
+    assert_same(run, tmp_path / "whole")
+
+
+def test_what_is_saved_is_not_saved_again(
+    synthetic_log: SyntheticLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = {"train": str(synthetic_log.train_path), "settings": SETTINGS}
+    config, run = resolve(RunConfig, content), tmp_path / "run"
+    stop = Stop(monkeypatch)
+    stop.left = 20
+    with pytest.raises(Interrupted):
+        runs.train(config, run)
+    saved = checkpoint.latest(run / "checkpoints").path
+    monkeypatch.setattr(methods.Training, "run", lambda self: self.between())
+    stop.left = 1  # stopped again before a step is done
+    with pytest.raises(Interrupted, match=f"saved in {saved}; esmm-fast train --resume"):
+        runs.train(config, run, resume=True)
+    assert list((run / "checkpoints").iterdir()) == [saved]
+
+
+def test_a_metric_that_nothing_predicts_is_refused_first(
+    synthetic_log: SyntheticLog, tmp_path: Path
+) -> None:
+    train, test = str(synthetic_log.train_path), str(synthetic_log.test_path)
+    watched = {"valid": test, "method": "base", "early_stopping": {"metric": "ctr.auc"}}
+    with pytest.raises(ValueError) as error:
+        runs.train(resolve(RunConfig, {"train": train, **watched}), tmp_path / "run")
+    assert not (tmp_path / "run").exists() and str(error.value) == (
+        "early_stopping.metric: expected one of cvr, which the networks of base predict, got "
+        "'ctr.auc'"
+    )
+
+
+def test_a_metric_is_watched_where_it_is_predicted(
+    synthetic_log: SyntheticLog, tmp_path: Path
+) -> None:
+    content = {
+        "train": str(synthetic_log.train_path),
+        "valid": str(synthetic_log.test_path),
+        "method": "unbias",
+        "settings": {**SETTINGS, "epochs": 6, "lr": 0.1},
+        "early_stopping": {"metric": "cvr.auc"},
+    }
+    networks = runs.train(resolve(RunConfig, content), tmp_path / "run")["networks"]
+    assert networks["ctr"]["steps"] == 6 * 32 and networks["cvr"]["impressions"] < 6 * 400
 
 
 def test_a_run_without_a_checkpoint_says_so(synthetic_log: SyntheticLog, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """run_log: the lines of metrics.jsonl, the cut where a run goes on, and TensorBoard's events."""
 
 import json
+import resource
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,11 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def test_a_line_every_50_steps_and_the_rest_at_the_end_of_an_epoch(tmp_path: Path) -> None:
-    with RunLog(tmp_path) as log:
+    with closing(RunLog(tmp_path)) as log:
         steps(log, 1, 60)
         result = {"impressions": 3, "ctr": {"auc": 0.5}}
         log.evaluation("esmm", 1, History(steps=60, valid=[result], valid_steps=[60]))
-        log.epoch("esmm", 1, History())
+        log.rest("esmm")
     first, rest, valid = lines(tmp_path)
     assert first == {
         "network": "esmm",
@@ -44,21 +46,32 @@ def test_a_line_every_50_steps_and_the_rest_at_the_end_of_an_epoch(tmp_path: Pat
 def test_it_goes_on_where_a_run_was_saved(stop: int, tmp_path: Path) -> None:
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
-    with RunLog(tmp_path / "whole") as log:
+    with closing(RunLog(tmp_path / "whole")) as log:
         steps(log, 1, 120)
-        log.epoch("esmm", 1, History())
-    with RunLog(tmp_path / "cut") as log:
+        log.rest("esmm")
+    with closing(RunLog(tmp_path / "cut")) as log:
         steps(log, 1, stop)
         state = log.state(stop)
         steps(log, stop + 1, 110)  # is lost
-    with RunLog(tmp_path / "cut", json.loads(json.dumps(state))) as log:
+    with closing(RunLog(tmp_path / "cut", json.loads(json.dumps(state)))) as log:
         steps(log, stop + 1, 120)
-        log.epoch("esmm", 1, History())
+        log.rest("esmm")
     assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
     (tmp_path / "cut" / "metrics.jsonl").write_text("")
     if state["bytes"]:
         with pytest.raises(ValueError, match=r"expected at least the \d+ bytes that it had"):
             RunLog(tmp_path / "cut", state)
+
+
+def test_a_full_disk_names_the_log(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))  # stands for a full disk
+    try:
+        message = r"metrics\.jsonl: cannot be made in .*: File too large"
+        with closing(RunLog(tmp_path)) as log, pytest.raises(OSError, match=message):
+            steps(log, 1, 2_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_without_tensorboardx_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +84,7 @@ def test_events(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX")
     from tensorboardX.proto.event_pb2 import Event
 
-    with RunLog(tmp_path, tensorboard=True) as log:
+    with closing(RunLog(tmp_path, tensorboard=True)) as log:
         steps(log, 1, 50)
         log.steps_before = 50
         steps(log, 1, 50)

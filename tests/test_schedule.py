@@ -46,7 +46,7 @@ def test_constant_without_warm_up_needs_no_scheduler() -> None:
 
 
 def test_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="schedule: expected 'constant', 'linear' or 'c"):
+    with pytest.raises(ValueError, match="kind: expected 'constant', 'linear' or 'c"):
         schedulers([], "step", total=3)
-    with pytest.raises(ValueError, match="warmup_steps: expected at most the 3 steps of the"):
+    with pytest.raises(ValueError, match="warmup: expected at most the total of 3 steps, got 4"):
         schedulers([], warmup=4, total=3)

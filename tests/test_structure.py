@@ -13,6 +13,7 @@ CORE = ROOT / "csrc"
 # The way the data takes. A module imports only modules that stand before it.
 ORDER = [
     "machine",
+    "staging",
     "_compiled",
     "_library",
     "schema",
@@ -32,7 +33,6 @@ ORDER = [
     "data.published",
     "config",
     "data.log_format",
-    "staging",
     "data.record_batches",
     "data.table_file",
     "progress",
@@ -45,6 +45,7 @@ ORDER = [
     "data.tables",
     "data.synth",
     "data.dataset",
+    "data.facts",
     "data.dataset_files",
     "data.shards",
     "data.merge_shards",

@@ -238,3 +238,14 @@ def test_functional_transforms_run_the_plain_layers(passes):
     tower(common, impression, which).sum().backward()
     for name, p in tower.named_parameters():
         torch.testing.assert_close(grads[name], p.grad)
+
+
+@pytest.mark.parametrize("wrong", [2**32 + 1, -(2**32)])
+def test_a_common_row_beyond_int32_is_no_other_common_row(wrong):
+    tower = Tower(7, 5, (8,))
+    common, impression, which, _ = random_case()
+    which = which.long()
+    which[17] = wrong
+    with pytest.raises(IndexError) as error:
+        tower_logits([tower], common, impression, which)
+    assert str(error.value) == f"common_of_impression[17] = {wrong} is outside the 11 common rows"

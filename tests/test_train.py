@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,20 +17,11 @@ from torch import Tensor, nn
 from esmm_fast import ESMM, Batch, Schema, metrics
 from esmm_fast import train as train_module
 from esmm_fast.config import EarlyStopping
+from esmm_fast.evaluation import Predictions, Truth, evaluate, predict, task_metrics
 from esmm_fast.progress import Bar
 from esmm_fast.reference import batch_plan
-from esmm_fast.train import (
-    History,
-    Predictions,
-    Step,
-    Training,
-    Truth,
-    default_optimizers,
-    evaluate,
-    fit,
-    predict,
-    task_metrics,
-)
+from esmm_fast.schedule import default_optimizers
+from esmm_fast.train import History, Step, Training, fit
 
 ITEMS = 20
 SCHEMA = Schema.of({"item": ITEMS, "shop": 5})
@@ -120,8 +112,11 @@ def test_default_optimizers_split_tables_and_towers() -> None:
 def test_given_optimizers_are_the_ones_used() -> None:
     batches, _ = make_batches(300)
     model = Rate()
-    fit(model, batches, optimizers=[torch.optim.SGD(model.parameters(), lr=0.0)])
-    assert model.logit.tolist() == [0, 0]
+    sgd = torch.optim.SGD(model.parameters(), lr=0.0)
+    fit(model, batches, optimizers=[sgd])
+    falling = torch.optim.lr_scheduler.ExponentialLR(sgd, 0.5)
+    fit(model, batches, optimizers=sgd, schedulers=falling)  # one will do
+    assert model.logit.tolist() == [0, 0] and falling.last_epoch == 3
 
 
 def test_the_same_seed_gives_the_same_model() -> None:
@@ -255,6 +250,19 @@ def test_another_pctr_changes_the_product_alone() -> None:
         found.with_pctr(np.zeros(3, np.float32))
 
 
+def test_what_down_sampling_did_is_undone_or_refused() -> None:
+    half = np.full(2, 0.5, np.float32)
+    found = Predictions(np.zeros((2, 2), np.float32), pctr=half, pcvr=half, pctcvr=half * half)
+    np.testing.assert_allclose(found.corrected(0.25).pctcvr, [0.1, 0.1])
+    only_pcvr = replace(found, pctr=None, pctcvr=None)
+    assert only_pcvr.corrected(0.25) is only_pcvr
+    for each in (found, only_pcvr):
+        with pytest.raises(ValueError, match="kept: expected a share above 0 and at most 1, got 7"):
+            each.corrected(7)
+    with pytest.raises(ValueError, match="kept: expected predictions with a pCTR, got a pCTCVR w"):
+        replace(found, pctr=None).corrected(0.25)
+
+
 def test_against_the_truth_by_space() -> None:
     batches, truth = make_batches(3_000)
     labels = np.concatenate([b.labels.numpy() for b in batches])
@@ -324,6 +332,19 @@ def test_so_many_steps_whatever_the_epochs() -> None:
         fit(Rate(), batches, max_steps=0)
 
 
+def test_an_epoch_without_batches_is_refused_by_its_number() -> None:
+    batches, _ = make_batches(300)
+    for options in ({}, {"max_steps": 5}, {"epochs": 2}):
+        with pytest.raises(ValueError, match="batches: expected at least one in epoch 1, got none"):
+            fit(Rate(), [], **options)
+    for options in ({"max_steps": 5}, {"epochs": 3}):
+        training = Training(Rate(), iter(batches), **options)
+        with pytest.raises(ValueError, match=r"in epoch 2, got none \(an iterator that is used up"):
+            training.run()
+        assert training.history.steps == 3
+    assert fit(Rate(), iter(batches), max_steps=3).steps == 3
+
+
 def test_evaluations_within_an_epoch() -> None:
     batches, _ = make_batches(500)
     seen = []
@@ -336,6 +357,15 @@ def test_evaluations_within_an_epoch() -> None:
         on_evaluation=lambda history: seen.append(history.steps),
     )
     assert history.valid_steps == seen == [2, 4, 5, 6, 8, 10]
+
+
+def test_evaluations_need_a_set_and_a_number_of_steps() -> None:
+    batches, _ = make_batches(200)
+    for steps in (0, -1):
+        with pytest.raises(ValueError, match=f"evaluate_steps: expected at least 1, got {steps}"):
+            fit(Rate(), batches, valid=batches, evaluate_steps=steps)
+    with pytest.raises(ValueError, match="evaluate_steps: expected valid with it, got none"):
+        fit(Rate(), batches, evaluate_steps=2)
 
 
 def test_early_stopping_keeps_the_best_parameters() -> None:
@@ -451,6 +481,24 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_module, "READ_STEPS", 4)
 
 
+def test_no_loss_is_lost_where_a_callback_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    late(monkeypatch)
+    batches, _ = make_batches(1000)
+    seen: list[int] = []
+
+    def on_step(step: Step) -> None:
+        seen.append(step.step)
+        if step.step == 2:
+            raise OSError("no room for the log")
+
+    training = Training(make_model(), batches, on_step=on_step)
+    with pytest.raises(OSError, match="no room"):
+        training.run()
+    state = training.state_dict()  # reads the others
+    assert seen == [1, 2, 3, 4] and training.whole
+    assert len(state["history"]["losses"]) == len(training.history.batch_sizes) == 4
+
+
 def test_losses_read_late_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     batches, _ = make_batches(1000)
     at_once: list[Step] = []
@@ -483,6 +531,7 @@ def test_a_loss_that_is_not_finite_is_found_late_but_with_its_step(
     ):
         training.run()
     assert not training.whole and training.history.steps == 4
+    assert training.history.loss_curve() == ([100], [0.0]) and training.history.losses == [0.0]
 
 
 @pytest.mark.cuda

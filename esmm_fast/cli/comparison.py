@@ -8,15 +8,18 @@ from typing import Any
 
 import click
 
+from ..data.published import RATES
 from .options import COUNT, EXISTING, PATH, RATE, settings_options
+
+_PUBLISHED = {name: f"Published: {rate:.3g}." for name, rate in RATES.items()}
 
 
 @click.command()
 @click.option("--out", type=PATH, default=Path("quickstart"), show_default=True)
 @click.option("--impressions", type=COUNT, default=200_000, show_default=True)
 @click.option("--test-impressions", type=COUNT, help="Default: half of --impressions.")
-@click.option("--ctr", type=RATE, default=0.1, show_default=True, help="Published: 0.0389.")
-@click.option("--cvr", type=RATE, default=0.1, show_default=True, help="Published: 0.00535.")
+@click.option("--ctr", type=RATE, default=0.1, show_default=True, help=_PUBLISHED["ctr"])
+@click.option("--cvr", type=RATE, default=0.1, show_default=True, help=_PUBLISHED["cvr"])
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def quickstart(out: Path, **options: Any) -> None:
     """Run the whole way on a small synthetic log.
@@ -47,7 +50,7 @@ def _shares(context: click.Context, option: click.Parameter, value: str | None) 
 @click.option("--train", "train_set", type=EXISTING, required=True, help="Dataset.")
 @click.option("--test", "test_set", type=EXISTING, required=True, help="Dataset.")
 @click.option(
-    "--methods", default="base,esmm", show_default=True, help="Names; all: the paper's seven."
+    "--methods", default="base,esmm", show_default=True, help="METHODS; all: the paper's seven."
 )
 @click.option("--repeats", type=COUNT, default=10, show_default=True)
 @click.option("--truth", type=EXISTING, help="Truth of the test set, where it is synthetic.")
@@ -73,11 +76,17 @@ def compare(
     Writes each finished run into OUT at once: the same command goes on where it was stopped. The
     best setting of a grid (aman, oversampling) is looked for on the test set, as in the paper, or
     with --select valid on a held-out end of the training set.
+
+    \b
+    METHODS: base, aman (aman-10, -20, -50, -100), oversampling (oversampling-2, -3,
+    -5, -10), unbias, division, esmm-ns, esmm. Later ones: multi-ipw, multi-dr,
+    escm2-ips, escm2-dr. For as many steps as esmm: base-steps, oversampling-steps
+    (oversampling-2-steps, ...), unbias-steps; steps: all of these.
     """
     from .. import config
     from ..comparison import experiment, report, results
     from ..data.dataset import Dataset
-    from ..train import Truth
+    from ..evaluation import Truth
 
     names = [name.strip() for name in methods.split(",")]
     options: dict[str, Any] = {

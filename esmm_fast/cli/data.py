@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..data.published import RATES
 from .options import COUNT, EXISTING, FILE, PATH, RATE, given, shard
 from .printing import (
     echo_impression,
@@ -22,8 +23,8 @@ from .printing import (
 @click.argument("out", type=PATH)
 @click.option("--impressions", type=COUNT, required=True, help="Of the training half.")
 @click.option("--test-impressions", type=COUNT, help="Default: as in the public log.")
-@click.option("--ctr", type=RATE, help="Mean P(click). Default: as published, 0.0389.")
-@click.option("--cvr", type=RATE, help="Mean P(conversion | click). Default: 0.00535.")
+@click.option("--ctr", type=RATE, help=f"Mean P(click). Default: {RATES['ctr']:.3g}, as published.")
+@click.option("--cvr", type=RATE, help=f"Mean P(conversion | click). Default: {RATES['cvr']:.3g}.")
 @click.option("--seed", type=click.IntRange(min=0), required=True)
 @click.option("--threads", type=COUNT, help="Does not change a byte of the result.")
 def synth(out: Path, **options: Any) -> None:

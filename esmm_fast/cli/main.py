@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         given = [a for a in arguments if a != "--debug"]
         cli.main(list(given), prog_name="esmm-fast", standalone_mode=False, obj=given)
+        sys.stdout.flush()  # where it is full or closed, that is an error like any other
     except click.exceptions.Exit as error:
         sys.exit(error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -95,10 +96,21 @@ def _readable(error: Exception) -> str:
     """Returns an error as one line; one that was not foreseen with its kind and a hint."""
     message = _one_line(error.args[0] if isinstance(error, KeyError) and error.args else error)
     foreseen = (ValueError, OSError, ArithmeticError, ImportError, MemoryError, TypeError)
+    if isinstance(error, OSError) and error.strerror:
+        name = error.filename or ("standard output" if _is_of_output(error) else None)
+        message = ": ".join(filter(None, (name, error.strerror)))
     message = message or "out of memory" * isinstance(error, MemoryError)
     if isinstance(error, foreseen) and message:
         return message
     return f"{type(error).__name__}: {message} (--debug shows where)"
+
+
+def _is_of_output(error: Exception) -> bool:
+    """Returns whether an error comes from click.echo or from the last flush, here."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    return at is not None and at.tb_frame.f_code.co_filename in (click.utils.__file__, __file__)
 
 
 def _one_line(message: object) -> str:

@@ -103,10 +103,9 @@ def echo_metrics(result: dict[str, Any]) -> None:
             )
 
 
-def echo_slices(field: str, tasks: dict[str, Any], top: int) -> None:
+def echo_slices(field: str, tasks: dict[str, Any]) -> None:
     """Prints the calibration in the largest slices of a field, for each task."""
-    for task, slices in tasks.items():
-        shown = slices[:top]
+    for task, shown in tasks.items():
         click.echo(f"\n{task.upper()} by field {field}: the {len(shown)} largest slices")
         click.echo(
             f"{'feature id':>14}{'impressions':>13}{'observed':>10}{'expected':>10}"

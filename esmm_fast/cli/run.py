@@ -7,23 +7,32 @@ from typing import Any
 
 import click
 
+from ..config import RunConfig
 from ..staging import refuse_existing
 from .options import COUNT, EXISTING, PATH, settings_options
 from .printing import echo_json, echo_metrics, echo_slices
+
+_RUN = RunConfig(train="")  # the defaults
 
 
 @click.command()
 @click.option("--train", "train_set", type=EXISTING, help="Dataset to train on.")
 @click.option("--valid", type=EXISTING, help="Dataset to evaluate after each epoch.")
 @click.option("--config", "config_file", type=EXISTING, help="YAML; options override it.")
-@click.option("--method", help="esmm (default), chain (K labels), ctr, base, aman-10, ...")
+@click.option(
+    "--method", help=f"{_RUN.method} (default), chain (K labels), ctr, ...; see `compare --help`."
+)
 @click.option("--out", type=PATH, required=True, help="RUN; must not exist without --resume.")
 @click.option("--resume", is_flag=True, help="Continue RUN, to the same bits; begin it if missing.")
 @click.option("--evaluate-steps", type=COUNT, help="Evaluate within an epoch too.")
 @click.option("--patience", type=COUNT, help="Evaluations without improvement before stopping.")
 @click.option("--stop-metric", help="What must improve, e.g. cvr.auc. Default: the log loss.")
-@click.option("--checkpoint-minutes", type=click.FloatRange(min=0), help="Default: 10.")
-@click.option("--keep-checkpoints", type=COUNT, help="Default: 2.")
+@click.option(
+    "--checkpoint-minutes",
+    type=click.FloatRange(min=0),
+    help=f"Default: {_RUN.checkpoint_minutes:g}.",
+)
+@click.option("--keep-checkpoints", type=COUNT, help=f"Default: {_RUN.keep_checkpoints}.")
 @click.option("--tensorboard", is_flag=True, default=None, help="Write RUN/tensorboard too.")
 @settings_options
 def train(
@@ -53,6 +62,12 @@ def train(
         content = config.over(config.saved(out), content)
     if not (given["train"] or content.get("train")):
         raise click.UsageError("expected --train, or a --config with train in it")
+    if not (given["valid"] or content.get("valid")):
+        asked = {"patience": patience, "stop-metric": stop_metric}
+        asked |= {"evaluate-steps": options["evaluate_steps"]}
+        for option, value in asked.items():
+            if value is not None:
+                raise click.UsageError(f"--{option}: expected a validation set with it (--valid)")
     resolved = config.resolve(config.RunConfig, content, given, config_file)
 
     from ..comparison import report
@@ -100,18 +115,19 @@ def evaluate(
     CTR over all, CVR over clicked, CTCVR over all impressions, with the model's own pCTR.
     """
     from ..data.dataset import Dataset
+    from ..evaluation import Truth
     from ..run.run import Run
-    from ..train import Truth
 
     loaded = Run.load(run)
     known = None if truth is None else Truth.load(truth)
-    result = loaded.evaluate(Dataset(dataset), known, kept=unclicked_kept, by=by, progress=True)
+    options: dict[str, Any] = {"kept": unclicked_kept, "by": by, "top": None if as_json else top}
+    result = loaded.evaluate(Dataset(dataset), known, **options, progress=True)
     if as_json:
         echo_json(result)
     else:
         echo_metrics(result)
         for field, tasks in result.get("slices", {}).items():
-            echo_slices(field, tasks, top)
+            echo_slices(field, tasks)
 
 
 @click.command()

@@ -7,6 +7,7 @@ A model's own pCTR is reported apart. Source: arXiv:1804.07931, sections 3.1 to 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,16 +17,18 @@ import msgspec
 
 from .. import __version__
 from ..catalogue import CTR, family_of, resolve
-from ..config import Settings
+from ..config import Settings, settings_before
 from ..data.dataset import Dataset
+from ..data.facts import counts, dataset_identity
 from ..evaluation import Truth
+from ..machine import available_memory, machine, now
 from ..methods import Method
-from ..run.memory import available
-from ..run.run import check_same_fields, counts, dataset_identity, machine, now, training_memory
+from ..run.memory import training_memory
 from ..samplers import share_of_groups, split_off_end
+from ..schema import check_same_fields
 from ..vocabulary import Vocabulary
-from .records import Records
-from .results import DIFFERENCES, best_of, differences, label, summarize
+from .records import VERSION, Guard, Records
+from .results import DIFFERENCES, RESULTS, best_of, differences, label, summarize
 from .runner import Runner, key_of
 
 PROTOCOL = (
@@ -61,7 +64,7 @@ def compare(
         settings: Of every network; None means the defaults.
         truth: The true probabilities of the test impressions, where they are known.
         out: Directory that keeps every finished run; a call with the same arguments (methods and
-            repeats may be more or fewer) goes on where one was stopped. None: nothing is kept.
+            repeats may be more) goes on where one was stopped. None: nothing is kept.
         holdout: Share of the training set, its last groups, that nothing is trained on and every
             run is evaluated on too (`valid`); 0 means none.
         select: Where the best setting of a grid is looked for, by the mean CVR AUC over repeats:
@@ -78,7 +81,8 @@ def compare(
 
     Raises:
         ValueError: For an unknown or repeated method, or sets of different fields.
-        FileExistsError: `out` holds something else, or a comparison of other arguments.
+        FileExistsError: `out` holds something else, a comparison of other arguments, or results of
+            more methods or repeats; or another process is at work there.
     """
     settings = settings or Settings()
     if repeats < 1:
@@ -87,36 +91,40 @@ def compare(
         raise ValueError(
             f"select: expected 'test', or 'valid' with a holdout, got {select!r} and {holdout}"
         )
+    if not 0 <= holdout < 1:
+        raise ValueError(f"holdout: expected a share from 0 to below 1, got {holdout}")
     chosen = resolve(methods)
+    _check_not_fewer(out, [method.name for method in chosen], repeats)
+    for name, each in (("train", train), ("test", test)):
+        if not len(each):
+            raise ValueError(f"{name}: expected impressions, got none in {each.path}")
     check_same_fields(train.schema, test.schema, train.path, test.path)
     if truth is not None:
         truth.check_covers(test)
     parts = {"test": test}
     if holdout:
         train, parts["valid"] = split_off_end(train, holdout)
-    plan = {
-        "esmm_fast": __version__,
-        "settings": settings,
-        "holdout": holdout,
-        "truth": truth is not None,
-        "train": dataset_identity(train),
-        "test": dataset_identity(test),
-    }
-    records = Records(out, plan)
-    vocabulary = Vocabulary.from_dataset(
-        train,
-        settings.min_count,
-        schema=train.schema.with_tables(rows=settings.rows),
-        selected=train.selection is not None,
-    )
-    sized = vocabulary.sized(train.schema)
-    networks = {id(n.model): n for m in (CTR, *chosen) for n in m.networks.values()}
-    needed = [training_memory([n], sized, settings) for n in networks.values()]  # trained in turn
-    most = max(needed, key=lambda each: each.total)
-    say(most.lines(checkpoint=False)[0])
-    most.check(available(), checkpoint=False)
-    runner = Runner(train, parts, chosen, settings, truth, vocabulary, records, progress)
-    by_method = _run_all(runner, chosen, repeats, say)
+    plan = _plan(train, test, settings, holdout, truth)
+    with Records(out, plan, before=_plan_before(plan)) as records:
+        if records.begun_by != __version__:
+            say(
+                f"begun by esmm_fast {records.begun_by}, goes on with {__version__}: each run says "
+                "its version; the same seed may give other bits"
+            )
+        vocabulary = Vocabulary.from_dataset(
+            train,
+            settings.min_count,
+            schema=train.schema.with_tables(rows=settings.rows),
+            selected=train.selection is not None,
+        )
+        sized = vocabulary.sized(train.schema)
+        networks = {id(n.model): n for m in (CTR, *chosen) for n in m.networks.values()}
+        needed = [training_memory([n], sized, settings) for n in networks.values()]  # in turn
+        most = max(needed, key=lambda each: each.total)
+        say(most.lines(checkpoint=False)[0])
+        most.check(available_memory(), checkpoint=False)
+        runner = Runner(train, parts, chosen, settings, truth, vocabulary, records, progress)
+        by_method = _run_all(runner, chosen, repeats, say)
     base = by_method.get("base", [])
     described = {m.name: _described(m, by_method[m.name], base) for m in chosen}
     families = _families(chosen, described)
@@ -160,24 +168,32 @@ def compare_shares(
 
     Args:
         shares: In percent, each once.
-        out: Directory; each share is kept below it.
+        out: Directory; each share is kept below it. More shares may be added to it.
         options: As in `compare`.
+
+    Raises:
+        FileExistsError: As in `compare`; also where `out` holds a comparison on one training set.
     """
     if not shares or len(set(shares)) != len(shares):
         raise ValueError(f"train_shares: expected some shares, each once, got {list(shares)}")
     settings = settings or Settings()
+    chosen = [method.name for method in resolve(methods)]
+    _check_not_fewer(out, chosen, options.get("repeats", 10), shares)
+    holdout, truth = options.get("holdout", 0.0), options.get("truth")
+    plan = _plan(train, test, settings, holdout, truth) | {"train_shares": True}
     found = {}
-    for share in sorted(shares):
-        say(f"{share:g} % of the training groups")
-        found[share] = compare(
-            share_of_groups(train, share / 100, settings.seed),
-            test,
-            methods,
-            out=None if out is None else Path(out) / f"share-{share:g}",
-            settings=settings,
-            say=say,
-            **options,
-        )
+    with Guard(out, plan, before=_plan_before(plan), below="share-*"):
+        for share in sorted(shares):
+            say(f"{share:g} % of the training groups")
+            found[share] = compare(
+                share_of_groups(train, share / 100, settings.seed),
+                test,
+                methods,
+                out=None if out is None else Path(out) / f"share-{share:g}",
+                settings=settings,
+                say=say,
+                **options,
+            )
     results = found[max(found)]
     results["shares"] = [
         {
@@ -197,16 +213,62 @@ def compare_shares(
     return results
 
 
+def _plan(
+    train: Dataset, test: Dataset, settings: Settings, holdout: float, truth: Truth | None
+) -> dict[str, Any]:
+    """Returns all that the numbers of a comparison depend on."""
+    return {
+        VERSION: __version__,
+        "settings": settings,
+        "holdout": holdout,
+        "truth": truth is not None,
+        "truth_crc32": None if truth is None else truth.crc32(),
+        "train": dataset_identity(train),
+        "test": dataset_identity(test),
+    }
+
+
+def _plan_before(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what counts for a plan of an earlier version where it lacks a key.
+
+    A truth whose checksum that version did not keep is taken for the one that is given now.
+    """
+    return {"settings": settings_before(), "truth_crc32": plan["truth_crc32"]}
+
+
+def _check_not_fewer(
+    out: str | Path | None,
+    methods: Sequence[str],
+    repeats: int,
+    shares: Sequence[float] = (),
+) -> None:
+    """Raises FileExistsError where `out` holds results that this comparison would make fewer."""
+    path = None if out is None else Path(out) / RESULTS
+    if path is None or not path.is_file():
+        return
+    found = msgspec.json.decode(path.read_bytes())
+    missing = [f"method {name}" for name in found["methods"] if name not in methods]
+    missing += [f"repeat {n + 1}" for n in range(repeats, found["repeats"])]
+    of_shares = [share["percent"] for share in found.get("shares", ())]
+    missing += [f"share {share:g}" for share in of_shares if share not in shares]
+    if missing:
+        raise FileExistsError(
+            f"{out}: holds results with {missing[0]}, which is not asked for now: what there is "
+            "may grow and does not shrink; ask for it too, or give another directory"
+        )
+
+
 def _run_all(
     runner: Runner, chosen: Sequence[Method], repeats: int, say: Callable[[str], None]
 ) -> dict[str, list[dict[str, Any]]]:
     """Returns every run, by method: those that are kept, and the others run now."""
     in_order = [CTR, *sorted(chosen, key=lambda m: m.name != "base")]  # BASE first: others need it
+    with_base = any(m.name == "base" for m in chosen)
     todo = [
         (repeat, m)
         for repeat in range(repeats)
         for m in in_order
-        if runner.records.record(key_of(repeat, m.name)) is None
+        if not runner.is_done(repeat, m, with_base)
     ]
     total = repeats * len(in_order)
     if len(todo) < total:
@@ -228,6 +290,8 @@ def _run_all(
             f"{sum(n['steps'] for n in networks):,} steps, {seen:,} impressions in {spent:.1f} s "
             f"({seen / max(spent, 1e-9):,.0f}/s); {_time_left(left)}"
         )
+    for repeat, method in itertools.product(range(repeats), chosen if with_base else ()):
+        runner.pair_with_base(repeat, method)
     return {
         m.name: [runner.records.record(key_of(repeat, m.name)) for repeat in range(repeats)]
         for m in in_order

@@ -9,49 +9,102 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config import over
+from ..staging import lock, naming, staged_file
+
 Arrays = dict[str, NDArray[Any]]
 
 PLAN, RECORDS, PREDICTIONS = "plan.json", "records", "predictions"
+VERSION = "esmm_fast"
+"""Key of the plan under which the version stands."""
 
 
-class Records:
-    """The finished runs of one comparison, by key; in memory alone where there is no directory.
+class Guard:
+    """A directory that belongs to one plan, and while it is entered to one process.
 
     Args:
         out: Directory; made where it is missing. One that holds another plan is refused, one that
-            holds this plan is gone on with.
-        plan: Whatever the numbers depend on, as plain values.
+            holds this plan is gone on with. None: nothing is guarded.
+        plan: Whatever the numbers depend on, as plain values. `VERSION` in it may differ from
+            that of an earlier call.
+        before: Laid out like `plan`: what a key stood for before there was such a key, so that a
+            directory of an earlier version, whose plan lacks it, can be gone on with.
+        below: Comparisons below `out`, as a pattern: where there is one, `out` is no stranger's
+            (an earlier version wrote no plan there).
+
+    Attributes:
+        begun_by: The version that began it.
 
     Raises:
-        FileExistsError: `out` holds something else, or a comparison of another plan; says the first
-            difference.
+        FileExistsError: `out` holds something else, or a comparison of another plan (says the first
+            difference), or another process is at work there.
     """
 
-    def __init__(self, out: str | Path | None, plan: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        out: str | Path | None,
+        plan: Mapping[str, Any],
+        before: Mapping[str, Any] | None = None,
+        below: str = "",
+    ) -> None:
         self.out = None if out is None else Path(out)
-        self._records: dict[str, Any] = {}
-        self._arrays: dict[str, Arrays] = {}
+        self._held: int | None = None
+        self.begun_by: str | None = plan.get(VERSION)
         if self.out is None:
             return
         wanted = _plain(plan)
         path = self.out / PLAN
-        if path.is_file():
-            _check_same(msgspec.json.decode(path.read_bytes()), wanted, self.out)
-        elif self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+        taken = self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir()))
+        known = path.is_file() or (below and any(self.out.glob(f"{below}/{PLAN}")))
+        if taken and not known:
             raise FileExistsError(
                 f"{self.out}: expected nothing there, or a comparison to go on with; "
                 f"it exists and has no {PLAN}"
             )
-        for folder in (RECORDS, PREDICTIONS):
-            (self.out / folder).mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
-            _write(path, _json(wanted))
+        with naming(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+        with self:
+            if path.is_file():
+                found = over(_plain(before or {}), msgspec.json.decode(path.read_bytes()))
+                self.begun_by = found.pop(VERSION, None)
+                _check_same(found, {k: v for k, v in wanted.items() if k != VERSION}, self.out)
+            else:
+                _write(path, _json(wanted))
+
+    def __enter__(self) -> Self:
+        if self.out is not None:
+            self._held = lock(
+                self.out, f"{self.out}: another process is at work on this comparison"
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+
+class Records(Guard):
+    """The finished runs of one comparison, by key; in memory alone where there is no directory."""
+
+    def __init__(
+        self,
+        out: str | Path | None,
+        plan: Mapping[str, Any],
+        before: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(out, plan, before)
+        self._records: dict[str, Any] = {}
+        self._arrays: dict[str, Arrays] = {}
+        if self.out is not None:
+            for folder in (RECORDS, PREDICTIONS):
+                (self.out / folder).mkdir(exist_ok=True)
 
     def record(self, key: str) -> Any:
         """Returns the record of a run, or None."""
@@ -87,12 +140,14 @@ class Records:
         if self.out is None:
             self._arrays[key] = arrays
             return
-        path = self.out / PREDICTIONS / f"{key}.npz"
-        partial = path.with_suffix(".part")
-        with open(partial, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-            _sync(file)
-        partial.rename(path)
+        with staged_file(self.out / PREDICTIONS / f"{key}.npz") as staged, open(staged, "wb") as to:
+            np.savez(to, **arrays)  # type: ignore[arg-type]
+
+    def drop_arrays(self, key: str) -> None:
+        """Removes arrays that nobody needs any more."""
+        self._arrays.pop(key, None)
+        if self.out is not None:
+            (self.out / PREDICTIONS / f"{key}.npz").unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:
@@ -104,16 +159,8 @@ def _json(value: Any) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_suffix(".part")
-    with open(partial, "wb") as file:
-        file.write(content)
-        _sync(file)
-    partial.rename(path)
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+    with staged_file(path) as staged:
+        staged.write_bytes(content)
 
 
 def _check_same(found: Any, wanted: Any, out: Path, place: str = "") -> None:

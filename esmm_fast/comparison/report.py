@@ -8,10 +8,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from ..comparison import plots
+from ..data.published import RATES
 from ..metrics import auc_standard_error
+from ..staging import staged_file
 from .report_tables import (
     beside_paper,
     difference_table,
@@ -24,10 +24,7 @@ from .report_tables import (
     training_rows,
     truth_table,
 )
-from .results import cell, label, to_json
-
-PUBLISHED = {"ctr": 1_644_256 / 42_300_135, "cvr": 8_802 / 1_644_256}
-"""Rates of the public training set: clicks / impressions, conversions / clicks."""
+from .results import cell, label, steps_table, to_json
 
 SPACES = (
     ("CTR", "pCTR", "click", "all impressions"),
@@ -50,9 +47,8 @@ SPACES = (
 
 
 ONE_REPEAT_NOTE = (
-    "One repeat: the mean prediction of one training is one draw. Over ten seeds of the comparison "
-    "in docs/comparison.md (1,000,000 impressions) it had a standard deviation of 12 % (BASE) to "
-    "22 % (ESMM), so the farthest seeds are a factor of about 1.5 to 2 apart."
+    "One repeat: the mean prediction of one training is one draw, and another seed gives another; "
+    "how far apart they lie, only repeats show."
 )
 """What stands beside means of a single training."""
 
@@ -60,7 +56,9 @@ ONE_REPEAT_NOTE = (
 def write(results: Mapping[str, Any], path: str | Path) -> Path:
     """Writes the report of results of `experiment.compare` or `runs.train`; returns its path."""
     path = Path(path)
-    path.write_text(render(results), encoding="utf-8")
+    page = render(results)
+    with staged_file(path) as staged:
+        staged.write_text(page, encoding="utf-8")
     return path
 
 
@@ -99,6 +97,7 @@ def _comparison(results: dict[str, Any]) -> dict[str, Any]:
         "shares": plots.shares(shares, tasks) if shares else None,
     }
     titles = [m["title"] for m in methods.values()]
+    at_steps = steps_table(results)
     listed = _listed(titles) if len(titles) < 4 else f"{len(titles)} methods"
     return {
         "title": f"{listed} on {'a synthetic log' if synthetic else 'your log'}",
@@ -110,6 +109,7 @@ def _comparison(results: dict[str, Any]) -> dict[str, Any]:
         "paper": beside_paper(methods),
         "differences": difference_table(methods, tasks),
         "grids": grid_table(results),
+        "at_steps": at_steps if at_steps["at_steps"] else None,
         "shares": shares,
         "above_1": _above_1(methods),
         "truth_table": truth_table(methods) if truth else None,
@@ -181,13 +181,13 @@ def _rates_note(synthetic: dict[str, Any] | None, train: dict[str, Any]) -> str 
     if synthetic is None:
         return None
     asked = {name: synthetic.get(name) for name in ("ctr", "cvr")}
-    if not any(v is not None and v > 1.2 * PUBLISHED[name] for name, v in asked.items()):
+    if not any(v is not None and v > 1.2 * RATES[name] for name, v in asked.items()):
         return None
-    few = train["impressions"] * PUBLISHED["ctr"] * PUBLISHED["cvr"]
+    few = train["impressions"] * RATES["ctr"] * RATES["cvr"]
     return (
         f"The rates of this log are raised: asked for were CTR {percent(asked['ctr'])} and CVR "
         f"{percent(asked['cvr'])} of clicks, the public Ali-CCP training set has "
-        f"{percent(PUBLISHED['ctr'])} and {percent(PUBLISHED['cvr'])}. At the published rates "
+        f"{percent(RATES['ctr'])} and {percent(RATES['cvr'])}. At the published rates "
         f"{train['impressions']:,} impressions would hold about {few:,.0f} conversions, too few to "
         "tell methods apart."
     )
@@ -327,9 +327,3 @@ def _flat(value: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 def _listed(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
-
-
-def load(path: str | Path) -> dict[str, Any]:
-    """Returns the results of a results.json."""
-    content: dict[str, Any] = msgspec.json.decode(Path(path).read_bytes())
-    return content

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..run.memory import size_text
 from .results import PAPER_TABLE, cell, difference_cell, label
 
 _Column = tuple[str, str, str]  # heading, place in a run, better: "high", "low" or "one"
@@ -169,7 +170,7 @@ def training_rows(results: dict[str, Any], methods: dict[str, Any]) -> list[dict
 
 def memory(networks: Sequence[dict[str, Any]]) -> str:
     peaks = [n["peak_memory_bytes"] for n in networks if n.get("peak_memory_bytes")]
-    return f"{max(peaks) / 2**20:,.0f} MiB" if peaks else "-"
+    return size_text(max(peaks)) if peaks else "-"
 
 
 def _effective(networks: Sequence[dict[str, Any]]) -> str:

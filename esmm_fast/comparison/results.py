@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from ..staging import staged_file
 from .intervals import paired_difference
 
 COLUMNS = {
@@ -41,6 +42,9 @@ PAPER_TABLE = {
     "esmm": (68.56, 0.37, 65.32, 0.49),
 }
 """Table 2 of arXiv:1804.07931, public data, AUC in percent: CVR mean and deviation, CTCVR's."""
+
+RESULTS = "results.json"
+"""The results of a comparison in its directory."""
 
 DIFFERENCES = {
     "cvr": "metrics.cvr.auc",
@@ -134,7 +138,8 @@ def to_json(results: Mapping[str, Any]) -> bytes:
 def write(results: Mapping[str, Any], out: str | Path) -> None:
     """Writes results.json, results.md, and every number of every run as runs.csv and runs.parquet.
 
-    The last two have the columns method, repeat, seed, metric (its place) and value.
+    The last two have the columns method, repeat, seed, metric (its place) and value. Each is
+    replaced whole.
     """
     import pyarrow as pa
     import pyarrow.csv
@@ -142,11 +147,16 @@ def write(results: Mapping[str, Any], out: str | Path) -> None:
 
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_bytes(to_json(results))
-    (out / "results.md").write_text(markdown(results), encoding="utf-8")
     table = pa.Table.from_pylist(list(rows_of(results)), schema=_schema(pa))
-    pa.csv.write_csv(table, out / "runs.csv")
-    pa.parquet.write_table(table, out / "runs.parquet")
+    files: dict[str, Callable[[Path], Any]] = {
+        RESULTS: lambda path: path.write_bytes(to_json(results)),
+        "results.md": lambda path: path.write_text(markdown(results), encoding="utf-8"),
+        "runs.csv": lambda path: pa.csv.write_csv(table, path),
+        "runs.parquet": lambda path: pa.parquet.write_table(table, path),
+    }
+    for name, write_into in files.items():
+        with staged_file(out / name) as staged:
+            write_into(staged)
 
 
 def _schema(pa: Any) -> Any:
@@ -205,6 +215,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"{results['protocol']}\n{data}; repeats: {results['repeats']}.\n",
         *_markdown_differences(results, shown),
         *_markdown_grids(results),
+        *_markdown_steps(results),
     ]
     return "\n".join(parts)
 
@@ -257,6 +268,54 @@ def _markdown_grids(results: Mapping[str, Any]) -> list[str]:
             best = ", ".join(by for by, winner in family["best"].items() if winner == name)
             rows.append([label(methods[name]), *cells, best or ""])
     return [_table(rows)]
+
+
+def _markdown_steps(results: Mapping[str, Any]) -> list[str]:
+    table = steps_table(results)
+    rows = [["training", *table["heads"]]] + [[r["title"], *r["cells"]] for r in table["rows"]]
+    return [_table(rows)]
+
+
+def steps_table(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the optimizer steps of each method (of the network that gives its pCVR), as text.
+
+    With methods at ESMM's number of steps (`catalogue.at_entire_steps`) each stands below the same
+    method as it is, and their AUCs beside: what is due to the number of steps is seen there.
+    """
+    methods = results["methods"]
+    at_steps = [name for name in methods if name.endswith("-steps")]
+    shown = list(results.get("rows") or methods)
+    if at_steps:
+        shown = [n for n in methods if f"{n}-steps" in methods or (n in shown and n == "esmm")]
+        shown = [each for n in shown for each in (n, f"{n}-steps") if each in methods]
+        shown += [name for name in at_steps if name not in shown]
+    places = {
+        "CVR AUC": "metrics.cvr.auc",
+        "CTCVR AUC": "metrics.ctcvr.auc",
+        "pCVR AUC vs truth": "metrics.truth.cvr.all.auc",
+        "CVR log loss": "metrics.cvr.log_loss",
+    }
+    if not results.get("truth_known"):
+        del places["pCVR AUC vs truth"]
+    rows = []
+    for name in shown:
+        runs, summary = methods[name]["runs"], methods[name]["summary"]
+        last = [list(run["networks"].values())[-1] for run in runs]
+        steps = statistics.fmean(network["steps"] for network in last)
+        seen = statistics.fmean(network["impressions"] for network in last)
+        rows.append(
+            {
+                "name": name,
+                "title": label(methods[name]),
+                "cells": [
+                    f"{steps:,.0f}",
+                    f"{seen:,.0f}",
+                    *(cell(summary.get(place), place) for place in places.values() if at_steps),
+                ],
+            }
+        )
+    heads = ["optimizer steps", "impressions trained on", *(places if at_steps else ())]
+    return {"heads": heads, "rows": rows, "at_steps": bool(at_steps)}
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -9,20 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import metrics
+from .. import __version__, metrics
 from ..catalogue import CTR
 from ..config import Settings
 from ..data.dataset import Dataset
-from ..evaluation import Predictions, Truth, task_metrics
+from ..data.facts import common_rows_of
+from ..evaluation import COLUMNS, Predictions, Truth, task_metrics
+from ..machine import peak_memory
 from ..methods import Method, Network, fit_method
-from ..run.run import network_facts, peak_memory
-from ..samplers import Context, common_rows_of
+from ..samplers import Context, View
 from ..vocabulary import Vocabulary
 from .intervals import auc_error
 from .records import Arrays, Records
 from .results import rounded
-
-COLUMNS = ("pctr", "pcvr", "pctcvr")
 
 
 class Runner:
@@ -41,17 +40,11 @@ class Runner:
     ) -> None:
         self.train, self.parts, self.settings, self.truth = train, parts, settings, truth
         self.vocabulary, self.records, self.progress = vocabulary, records, progress
-        self.has_base = any(m.name == "base" for m in chosen)
-        networks = [n for m in chosen for n in m.networks.values()]
-        self.needs = {
-            other: {
-                _part_of(view): view for n in networks for o, view in n.needs.items() if o == other
-            }
-            for other in {o for n in networks for o in n.needs}
-        }
+        self.needs = _needs_of(chosen)
         self.clusters = common_rows_of(parts["test"])
         self._known: dict[str, Predictions] = {}  # labels and sample ids of each part
-        self._shared: dict[str, tuple[dict[str, Any], dict[str, Predictions]]] = {}
+        self._repeat = -1  # that of the networks in `_trained_once`
+        self._trained_once: dict[str, tuple[dict[str, Any], dict[str, Predictions]]] = {}
 
     def run(self, repeat: int, method: Method) -> dict[str, Any]:
         """Returns the record of one method in one repeat."""
@@ -60,7 +53,8 @@ class Runner:
         found: dict[str, dict[str, Predictions]] = {}
         for name, network in method.networks.items():
             facts[name], found[name] = self._network(repeat, method, name, network)
-        record: dict[str, Any] = {"repeat": repeat, "seed": seed, "networks": facts}
+        record: dict[str, Any] = {"repeat": repeat, "seed": seed, "esmm_fast": __version__}
+        record["networks"] = facts
         if method.name == CTR.name:
             record["metrics"] = task_metrics(found["ctr"]["test"], self.truth)
             return record
@@ -72,7 +66,8 @@ class Runner:
             if pctr is None:
                 raise RuntimeError("the CTR network gives no pctr")
             judged[part] = own.with_pctr(pctr)
-            if part == "test" and own.pctr is not None:
+            shared = all(network.shared for network in method.networks.values())
+            if part == "test" and own.pctr is not None and not shared:
                 with_own = task_metrics(own)
                 record["own_pctr"] = {task: with_own[task] for task in ("ctr", "ctcvr")}
         result = task_metrics(judged["test"], self.truth)
@@ -89,14 +84,13 @@ class Runner:
     def _intervals(self, repeat: int, method: Method, judged: Predictions) -> dict[str, Any]:
         """Returns each AUC's standard error over test sets, and that of its difference to BASE's.
 
-        Impressions of one common row are drawn together, since they are alike.
+        Impressions of one common row are drawn together, since they are alike. Where BASE has not
+        run yet, the pCVRs are kept on disk for `pair_with_base`.
         """
-        base = None
-        key = f"{key_of(repeat, 'base')}-judged"
-        if method.name == "base":
-            self.records.save_arrays(key, {"pcvr": _scores(judged.pcvr)})
-        elif self.has_base and (kept := self.records.arrays(key)) is not None:
-            base = kept["pcvr"]
+        kept = None if method.name == "base" else self.records.arrays(_judged(repeat, "base"))
+        base = None if kept is None else kept["pcvr"]
+        if method.name == "base" or (base is None and self.records.out is not None):
+            self.records.save_arrays(_judged(repeat, method.name), {"pcvr": _scores(judged.pcvr)})
         spaces = {"cvr": judged.clicked, "ctcvr": np.ones(len(judged), bool)}
         found: dict[str, Any] = {}
         for task, scores in (("cvr", judged.pcvr), ("ctcvr", judged.pctcvr)):
@@ -112,26 +106,56 @@ class Runner:
                 found[task] |= {"minus_base": difference, "minus_base_error": error}
         return found
 
+    def is_done(self, repeat: int, method: Method, with_base: bool) -> bool:
+        """Returns whether a run is kept, and `with_base` can be paired with BASE's."""
+        record = self.records.record(key_of(repeat, method.name))
+        if record is None or not with_base or not _unpaired(record, method):
+            return record is not None
+        return self.records.arrays(_judged(repeat, method.name)) is not None
+
+    def pair_with_base(self, repeat: int, method: Method) -> None:
+        """Adds to a run that was kept before BASE's the errors of its differences to it."""
+        key, kept = key_of(repeat, method.name), _judged(repeat, method.name)
+        record, arrays = self.records.record(key), self.records.arrays(kept)
+        if not _unpaired(record, method) or arrays is None:
+            return
+        _, of_ctr = self._network(repeat, CTR, "ctr", CTR.networks["ctr"])
+        pctr = _scores(of_ctr["test"].pctr)
+        judged = replace(of_ctr["test"], pcvr=arrays["pcvr"]).with_pctr(pctr)
+        record = {**record, "intervals": self._intervals(repeat, method, judged)}
+        self.records.save(key, record)
+        self.records.drop_arrays(kept)
+
     def _network(
         self, repeat: int, method: Method, name: str, network: Network
     ) -> tuple[dict[str, Any], dict[str, Predictions]]:
         """Returns what a network's training did, and its predictions by part."""
-        if network.shared is None:
+        identity = _identity(method, name)
+        needs = self.needs.get(identity, {})
+        if network.shared is None and not needs:
             return self._trained(repeat, method, name, network, {})
+        if repeat != self._repeat:
+            self._repeat, self._trained_once = repeat, {}
+        if identity not in self._trained_once:
+            self._trained_once[identity] = (
+                self._trained(repeat, method, name, network, needs)
+                if network.shared is None
+                else self._shared(repeat, method, name, network, needs)
+            )
+        return self._trained_once[identity]
+
+    def _shared(
+        self, repeat: int, method: Method, name: str, network: Network, needs: Mapping[str, View]
+    ) -> tuple[dict[str, Any], dict[str, Predictions]]:
+        """Returns a shared network as it is kept, or trains and keeps it."""
         key = f"{key_of(repeat, 'network')}-{network.shared}"
-        needs = self.needs.get(network.shared, {})
-        if key not in self._shared:
-            self._shared = {k: v for k, v in self._shared.items() if k[:3] == key[:3]}
-            facts, arrays = self.records.record(key), self.records.arrays(key)
-            wanted = {*self.parts, *needs}
-            if facts is None or arrays is None or not wanted <= {k.split(".")[0] for k in arrays}:
-                facts, found = self._trained(repeat, method, name, network, needs)
-                self.records.save_arrays(key, _arrays(found))
-                facts = self.records.save(key, facts)
-            else:
-                found = {part: self._restored(part, needs.get(part), arrays) for part in wanted}
-            self._shared[key] = facts, found
-        return self._shared[key]
+        facts, arrays = self.records.record(key), self.records.arrays(key)
+        wanted = {*self.parts, *needs}
+        if facts is None or arrays is None or not wanted <= {k.split(".")[0] for k in arrays}:
+            facts, found = self._trained(repeat, method, name, network, needs)
+            self.records.save_arrays(key, _arrays(found))
+            return self.records.save(key, facts), found
+        return facts, {p: self._restored(repeat, p, needs.get(p), arrays) for p in wanted}
 
     def _trained(
         self,
@@ -139,7 +163,7 @@ class Runner:
         method: Method,
         name: str,
         network: Network,
-        needs: Mapping[str, Any],
+        needs: Mapping[str, View],
     ) -> tuple[dict[str, Any], dict[str, Predictions]]:
         seed = self.settings.seed + repeat
         earlier = {}
@@ -156,29 +180,31 @@ class Runner:
                 predictions=earlier,
                 progress=self.progress,
             )
-        facts = network_facts(trained)[name]
+        facts = trained.histories[name].facts()
         facts |= {"view": trained.views[name], "peak_memory_bytes": memory.peak}
         alone = replace(trained, method=replace(method, combine=lambda networks: networks[name]))
-        datasets = {**self.parts, **{part: self._needed(view) for part, view in needs.items()}}
+        datasets = {**self.parts, **{p: self._needed(repeat, view) for p, view in needs.items()}}
         return facts, {
             part: alone.predict(dataset, self.vocabulary, self.settings, progress=self.progress)
             for part, dataset in datasets.items()
         }
 
-    def _needed(self, view: Any) -> Dataset:
-        found: Dataset = view(self.train, Context(self.settings.seed))
-        return found
+    def _needed(self, repeat: int, view: View) -> Dataset:
+        return view(self.train, Context(self.settings.seed + repeat))
 
-    def _restored(self, part: str, view: Any, arrays: Arrays) -> Predictions:
-        if part not in self._known:
-            dataset = self.parts[part] if view is None else self._needed(view)
+    def _restored(self, repeat: int, part: str, view: View | None, arrays: Arrays) -> Predictions:
+        known = self._known.get(part)
+        if known is None:
+            dataset = self.parts[part] if view is None else self._needed(repeat, view)
             ids = dataset.impressions["sample_id"].to_numpy()
             kept = ids if dataset.selection is None else ids[dataset.selection]
-            self._known[part] = Predictions(dataset.labels("and"), kept.astype(np.int64))
+            known = Predictions(dataset.labels("and"), kept.astype(np.int64))
+            if view is None:  # a view can be another one in each repeat
+                self._known[part] = known
         columns: dict[str, Any] = {
             c: arrays[f"{part}.{c}"] for c in COLUMNS if f"{part}.{c}" in arrays
         }
-        return replace(self._known[part], **columns)
+        return replace(known, **columns)
 
 
 def key_of(repeat: int, name: str) -> str:
@@ -186,7 +212,39 @@ def key_of(repeat: int, name: str) -> str:
     return f"{repeat:03d}-{name}"
 
 
-def _part_of(view: Any) -> str:
+def _judged(repeat: int, name: str) -> str:
+    return f"{key_of(repeat, name)}-judged"
+
+
+def _unpaired(record: Mapping[str, Any], method: Method) -> bool:
+    """Returns whether a run's intervals lack the difference to BASE."""
+    return (
+        method.name not in ("base", CTR.name)
+        and "minus_base_error" not in record["intervals"]["cvr"]
+    )
+
+
+def _identity(method: Method, name: str) -> str:
+    """Returns what tells a network from others: its shared name, or its place in its method."""
+    return method.networks[name].shared or f"{method.name}.{name}"
+
+
+def _needs_of(methods: Sequence[Method]) -> dict[str, dict[str, View]]:
+    """Returns the views that each network has to predict for others, by its identity and part."""
+    needs: dict[str, dict[str, View]] = {}
+    for method in methods:
+        for network in method.networks.values():
+            for other, view in network.needs.items():
+                views = needs.setdefault(_identity(method, other), {})
+                if views.setdefault(_part_of(view), view) is not view:
+                    raise ValueError(
+                        f"{method.name}: expected views of different names, got two different "
+                        f"ones named {view.__name__!r}"
+                    )
+    return needs
+
+
+def _part_of(view: View) -> str:
     return f"need-{view.__name__}"
 
 

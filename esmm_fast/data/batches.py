@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from numbers import Integral
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -146,6 +146,12 @@ class Batches:
     def epoch(self) -> int:
         return self._epoch
 
+    def __getitem__(self, index: object) -> NoReturn:
+        raise TypeError(
+            "batches: expected a loop over them (for batch in batches), got an index: they come "
+            "whole and ahead of the step, no DataLoader is needed around them"
+        )
+
     def __iter__(self) -> _Epoch:
         self.close()
         if self._begun:
@@ -281,7 +287,7 @@ def _batch(arrays: dict[str, Any], schema: Schema, carried: tuple[Carried, ...])
         for name, value in arrays.items()
     }
     plan = Plan(**{name: tensors.pop(name) for name in _PLAN})
-    return Batch(plan, **tensors, extra=extra)
+    return Batch(plan, **tensors, extra=extra, vocabulary=schema.vocabulary)
 
 
 def _selected(dataset: LogTables) -> np.ndarray | None:

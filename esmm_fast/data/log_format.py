@@ -260,7 +260,8 @@ def read_format(path: Path) -> LogFormat:
         stored = content.get("schema")
         if isinstance(stored, dict) or isinstance(content.get("dense"), int):
             return _of_manifest(stored if isinstance(stored, dict) else content)
-        for i, entry in enumerate(content.get("fields") or []):
+        entries = content.get("fields")
+        for i, entry in enumerate(entries if isinstance(entries, list) else ()):
             name = entry.get("name") if isinstance(entry, dict) else None
             if isinstance(name, int):
                 raise ValueError(

@@ -25,6 +25,12 @@ _ROWS: dict[str, dict[str, int]] = {
         "distinct_ids": 8_113_594,
     },
 }
+RATES = {
+    "ctr": _ROWS["train"]["clicks"] / _ROWS["train"]["impressions"],
+    "cvr": _ROWS["train"]["conversions"] / _ROWS["train"]["clicks"],
+}
+"""Clicks / impressions and conversions / clicks of the public training set."""
+
 _OCCURRENCES = {  # of the skeleton's fields: (train, test)
     "205": (42_300_056, 43_016_622),
     "206": (42_300_056, 43_016_622),

@@ -91,16 +91,16 @@ from tqdm import tqdm
 from .._compiled import _native
 from ..machine import usable_cores
 from ..staging import staged_directory
+from .published import PUBLISHED, RATES
 
 VERSION = 1
 """Version of the generator: another one can give other bytes for the same arguments."""
 
-IMPRESSIONS = {"train": 42_300_135, "test": 43_016_840}
-COMMON_ROWS = {"train": 730_600, "test": 884_212}
-CTR = 1_644_256 / 42_300_135
-CVR = 8_802 / 1_644_256
+IMPRESSIONS = {half: totals["impressions"] for half, totals in PUBLISHED.items()}
+COMMON_ROWS = {half: totals["common_rows"] for half, totals in PUBLISHED.items()}
+CTR, CVR = RATES["ctr"], RATES["cvr"]
 _WITHOUT_ITEM = {"train": 79, "test": 218}
-_STRAY_CONVERSIONS = {"train": 230, "test": 226}
+_STRAY_CONVERSIONS = {half: t["conversions_without_click"] for half, t in PUBLISHED.items()}
 _MOST_IMPRESSIONS = 10**10
 
 _GROUPS_AT_ONCE = 16_384

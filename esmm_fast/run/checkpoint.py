@@ -13,7 +13,6 @@ ends. A second one of the same step is `step-0000000196.1`, and the first is rem
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -21,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..staging import sync
 from .nested import join_tensors, split_tensors
 
 VERSION = 2
@@ -64,15 +64,20 @@ class Checkpoint:
     def load_network(self, name: str, network: nn.Module) -> None:
         """Loads the parameters of one network."""
         path = _file(self.path, name)
+        tensors = _tensors(path)
         try:
-            network.load_state_dict(_tensors(path))
+            network.load_state_dict(tensors)
         except RuntimeError as error:
             raise ValueError(f"{path}: {' '.join(str(error).split())}") from error
 
     def training(self) -> Any:
         """Returns the state of training that was given to `save`; its tensors are copies."""
-        tensors = {n: t.clone() for n, t in _tensors(_file(self.path, "training")).items()}
-        return join_tensors(self.facts["training"], tensors)
+        path = _file(self.path, "training")
+        tensors = {n: t.clone() for n, t in _tensors(path).items()}
+        try:
+            return join_tensors(self.facts["training"], tensors)
+        except KeyError as error:
+            raise _broken(path, f"no tensor {error}") from error
 
 
 def save(
@@ -94,7 +99,15 @@ def save(
         training: State of training: tensors, numbers, texts and None, nested in dicts, lists and
             tuples.
         keep: Steps that are kept, the newest ones.
+
+    Raises:
+        ValueError: A network is named "training", as the file beside the networks' is.
+        TypeError: What is to be saved is nothing that can be.
+        OSError: Naming the checkpoint, where it cannot be written (the disk is full); what was
+            there stays.
     """
+    if "training" in networks:
+        raise ValueError("networks: expected other names than 'training', got it")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     before = _found(folder)
@@ -103,6 +116,26 @@ def save(
         name += f".{max(same) + 1}"
     partial = folder / f".{name}.part"
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(partial, networks, step, facts or {}, training)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)  # it takes room, where there may be none
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise OSError(f"{folder / name}: cannot be saved: {reason}") from error
+    partial.rename(folder / name)
+    sync(folder)
+    _remove_old(folder, keep)
+    return folder / name
+
+
+def _write(
+    partial: Path,
+    networks: Mapping[str, nn.Module],
+    step: int,
+    facts: Mapping[str, Any],
+    training: Any,
+) -> None:
+    """Writes the files of a checkpoint into a folder, onto the disk."""
     partial.mkdir()
     for network_name, network in networks.items():
         save_file(_parameters(network_name, network), _file(partial, network_name))
@@ -113,29 +146,30 @@ def save(
         "version": VERSION,
         "step": step,
         "networks": list(networks),
-        **(facts or {}),
+        **facts,
         "training": plain,
     }
     (partial / "checkpoint.json").write_text(json.dumps(content, allow_nan=False) + "\n")
     for path in (*partial.iterdir(), partial):
         sync(path)
-    partial.rename(folder / name)
-    sync(folder)
-    _remove_old(folder, keep)
-    return folder / name
 
 
 def load(path: str | Path) -> Checkpoint:
     """Returns the checkpoint at `path`.
 
     Raises:
-        ValueError: If there is none, or one of a version that this package does not know.
+        ValueError: If there is none, a damaged one, or one of a version that this package does not
+            know.
     """
     path = Path(path)
     try:
-        facts = json.loads((path / "checkpoint.json").read_text())
+        facts = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path}: expected a checkpoint, got no checkpoint.json") from None
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise _broken(path / "checkpoint.json", str(error)) from error
+    if not isinstance(facts, dict):
+        raise _broken(path / "checkpoint.json", type(facts).__name__)
     if facts.get("version") != VERSION:
         raise ValueError(f"{path}: expected version {VERSION}, got {facts.get('version')}")
     return Checkpoint(path, facts)
@@ -155,15 +189,6 @@ def latest(folder: str | Path) -> Checkpoint:
     if not (found := _found(Path(folder))):
         raise ValueError(f"{folder}: expected a checkpoint step-..., found none")
     return load(found[-1][2])
-
-
-def sync(path: Path) -> None:
-    """Makes the operating system write a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _found(folder: Path) -> list[tuple[int, int, Path]]:
@@ -193,8 +218,21 @@ def _file(path: Path, name: str) -> Path:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a file, mapped and not read."""
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, FileNotFoundError) as error:
+        raise _broken(path, str(error)) from error
+
+
+def _broken(path: Path, got: str) -> ValueError:
+    """Returns the error of a file of a checkpoint that is not as it was written."""
+    message = f"{path}: expected the file as it was saved, got a damaged one ({got})"
+    found = [other for _, _, other in _found(path.parent.parent)]
+    if path.parent in found[1:]:
+        before = found[found.index(path.parent) - 1]
+        message += f"; move {path.parent} away to go on from the one before it, {before.name}"
+    return ValueError(message)
 
 
 def _parameters(name: str, network: nn.Module) -> dict[str, Tensor]:

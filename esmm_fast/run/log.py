@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from ..staging import naming
 from ..train import History, Step
 
 LOG_STEPS = 50
@@ -32,7 +34,7 @@ class RunLog:
         self, run: Path, state: Mapping[str, Any] | None = None, *, tensorboard: bool = False
     ) -> None:
         state = state or {"bytes": 0, "losses": [], "last": None, "steps": 0}
-        path = run / "metrics.jsonl"
+        self._path = path = run / "metrics.jsonl"
         self._file = path.open("r+b" if path.exists() else "w+b")
         if self._file.seek(0, os.SEEK_END) < state["bytes"]:
             raise ValueError(
@@ -47,11 +49,10 @@ class RunLog:
         """Steps of the networks before; TensorBoard's axis goes on over all of them."""
         self._events = _event_writer(run / "tensorboard", state["steps"]) if tensorboard else None
 
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def close(self) -> None:
+        """Ends the log; what was written is there."""
+        with contextlib.suppress(OSError):  # of a line that was refused before
+            self._file.close()
         if self._events is not None:
             self._events.close()
 
@@ -72,7 +73,7 @@ class RunLog:
 
     def evaluation(self, network: str, epoch: int, history: History) -> None:
         """Writes the steps since the last line, and an evaluation."""
-        self.epoch(network, epoch, history)
+        self.rest(network)
         step, result = history.valid_steps[-1], history.valid[-1]
         self._write({"network": network, "epoch": epoch, "step": step, "valid": result})
         values = {
@@ -84,7 +85,7 @@ class RunLog:
         }
         self._event(values, step)
 
-    def epoch(self, network: str, epoch: int, history: History) -> None:
+    def rest(self, network: str) -> None:
         """Writes the steps since the last line."""
         if self._losses and self._last is not None:
             self._flush(network, self._last)
@@ -104,8 +105,9 @@ class RunLog:
         self._event({f"{network}/{name}": line[name] for name in ("loss", "lr")}, step.step)
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(msgspec.json.encode(line) + b"\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(msgspec.json.encode(line) + b"\n")
+            self._file.flush()
 
     def _event(self, values: Mapping[str, Any], step: int) -> None:
         if self._events is not None:

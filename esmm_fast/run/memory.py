@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 from torch import nn
 
 from ..config import Settings
 from ..embedding import EmbeddingTables, tables_in
+from ..methods import Network
 from ..schedule import default_optimizers
 from ..schema import Schema
 from .nested import split_tensors
@@ -48,7 +48,7 @@ class TrainingMemory:
         """Raises MemoryError where `available` bytes (None: nobody knows) are too few.
 
         Args:
-            available: What `available()` gives.
+            available: What `machine.available_memory` gives.
             checkpoint: Whether checkpoints will be written, which copies a part of the tables.
         """
         needed = self.peak if checkpoint else self.total
@@ -131,36 +131,23 @@ def of_training(
     )
 
 
-def available() -> int | None:
-    """Returns the bytes that this process can still take, or None where the system does not say.
+def training_memory(
+    networks: Sequence[Network], schema: Schema, settings: Settings, kept_copies: int = 0
+) -> TrainingMemory:
+    """Returns the memory that networks will take all at once; see `of_training`.
 
-    The memory that Linux calls available, or what is left below the limit of the control group
-    (a container's), where that is less.
+    Args:
+        networks: Of a method.
+        schema: With table rows.
+        settings: Of the training.
+        kept_copies: Copies of the parameters that training keeps beside them.
     """
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    for folder, limit, used, cache in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
-        (
-            "/sys/fs/cgroup/memory",
-            "memory.limit_in_bytes",
-            "memory.usage_in_bytes",
-            "total_inactive_file",
-        ),
-    ):
-        try:
-            most = int(Path(folder, limit).read_text())
-            taken = int(Path(folder, used).read_text())
-            stat = dict(
-                line.split() for line in Path(folder, "memory.stat").read_text().splitlines()
-            )
-        except (OSError, ValueError):  # no such group, or no limit: "max"
-            continue
-        found.append(most - taken + int(stat.get(cache, 0)))
-    return min(found, default=None)
+    return of_training(
+        lambda schema, settings: [network.build(schema, settings, 0) for network in networks],
+        schema,
+        settings,
+        kept_copies,
+    )
 
 
 def size_text(size: float) -> str:

@@ -53,8 +53,11 @@ def join_tensors(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def _plain(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
-        tensors[place or "tensor"] = value.detach().cpu().contiguous()
-        return {"tensor": place or "tensor"}
+        name = place or "tensor"
+        while name in tensors:  # {"a.b": ...} beside {"a": {"b": ...}}, or a key 0 beside "0"
+            name += "'"
+        tensors[name] = value.detach().cpu().contiguous()
+        return {"tensor": name}
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

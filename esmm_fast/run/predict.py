@@ -13,9 +13,9 @@ from ..data.dataset import Dataset
 from ..evaluation import COLUMNS, Predictions, predict_batch, stage_columns
 from ..methods import evaluation_batches
 from ..progress import Bar
+from ..schema import check_same_fields
 from ..staging import refuse_existing, staged_file
-from .checkpoint import sync
-from .run import Run, check_same_fields
+from .run import Run
 
 ROWS_AT_ONCE = 1 << 17
 """Impressions of a row group, about: what is held in memory."""
@@ -65,24 +65,21 @@ def write_predictions(
     for network in trained.networks.values():
         network.eval()
     written, waiting = 0, []
-    with staged_file(out) as beside:
-        with (
-            pa.parquet.ParquetWriter(beside, schema, use_dictionary=False) as writer,
-            Bar(batches, progress, "predict") as bar,
-        ):
-            for batch in bar.over():
-                parts = {
-                    n: predict_batch(network, batch) for n, network in trained.networks.items()
-                }
-                waiting.append(_table(trained.method.combine(parts).corrected(kept), schema))
-                if sum(len(table) for table in waiting) >= ROWS_AT_ONCE:
-                    writer.write_table(pa.concat_tables(waiting).combine_chunks())
-                    waiting.clear()
-                written += len(batch.labels)
-                bar.advance(len(batch.labels))
-            if waiting:
+    with (
+        staged_file(out, parents=True) as staged,
+        pa.parquet.ParquetWriter(staged, schema, use_dictionary=False) as writer,
+        Bar(batches, progress, "predict") as bar,
+    ):
+        for batch in bar.over():
+            parts = {n: predict_batch(network, batch) for n, network in trained.networks.items()}
+            waiting.append(_table(trained.method.combine(parts).corrected(kept), schema))
+            if sum(len(table) for table in waiting) >= ROWS_AT_ONCE:
                 writer.write_table(pa.concat_tables(waiting).combine_chunks())
-        sync(beside)
+                waiting.clear()
+            written += len(batch.labels)
+            bar.advance(len(batch.labels))
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting).combine_chunks())
     return written
 
 

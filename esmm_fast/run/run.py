@@ -5,33 +5,28 @@ RUN = config.yaml (resolved) · vocabulary.arrow · checkpoints/ · metrics.json
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import os
-import platform
-import re
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 
 from .. import __version__, config
 from ..calibration import Slices
 from ..catalogue import TRAINABLE, by_name
-from ..config import RunConfig, Settings
+from ..config import RunConfig
 from ..data.dataset import Dataset
+from ..data.facts import counts
+from ..early_stopping import watches
 from ..evaluation import SPACES, Truth, stage_columns, task_columns, task_metrics
-from ..methods import Network, Trained, build_networks, fit_method
+from ..machine import available_memory, machine, now
+from ..methods import Method, Trained, build_networks, fit_method
 from ..run import checkpoint, memory
-from ..samplers import common_rows_of
-from ..schema import Schema
-from ..staging import refuse_existing, staged_directory
-from ..train import History
+from ..schema import Schema, check_same_fields
+from ..staging import check_place, refuse_existing, staged_directory, sync
 from ..vocabulary import Vocabulary
 from .log import event_writer_class
 from .session import Session
@@ -70,8 +65,8 @@ def train(
         FileExistsError: If `out` exists and is not to be continued.
         Interrupted: After a signal, with the state saved.
         MemoryError: If it does not fit.
-        ValueError: If the datasets' fields differ, the method is unknown, or `out` holds the run of
-            another config or of other data.
+        ValueError: If the datasets' fields differ, the method is unknown or predicts nothing that
+            early stopping watches, or `out` holds the run of another config or of other data.
     """
     out = Path(out)
     going_on = resume and out.exists()
@@ -80,10 +75,14 @@ def train(
         _check_same_config(_saved_config(out), run_config, out)
     else:
         refuse_existing(out, " (--resume continues a run)")
+        check_place(out)
+    if run_config.tensorboard:
+        event_writer_class()
     method = by_name(run_config.method, TRAINABLE)
     settings = run_config.settings
     dataset = Dataset(run_config.train)
     valid = None if run_config.valid is None else Dataset(run_config.valid)
+    _check_watched(run_config, method)
     if valid is not None:
         check_same_fields(dataset.schema, valid.schema, run_config.train, run_config.valid)
 
@@ -95,7 +94,7 @@ def train(
             settings.min_count,
             schema=dataset.schema.with_tables(rows=settings.rows),
         )
-    needed = training_memory(
+    needed = memory.training_memory(
         tuple(method.networks.values()),
         vocabulary.sized(dataset.schema),
         settings,
@@ -103,17 +102,13 @@ def train(
     )
     for line in needed.lines():
         say(line)
-    needed.check(memory.available())
-    if run_config.tensorboard:
-        event_writer_class()
+    needed.check(available_memory())
     if not going_on:
         with staged_directory(out) as staged:
             config.save(run_config, staged / "config.yaml")
             vocabulary.save(staged / "vocabulary.arrow")
             for path in (*staged.iterdir(), staged):
-                checkpoint.sync(path)
-    elif _saved_config(out) != run_config:
-        config.save(run_config, out / "config.yaml")
+                sync(path)
 
     facts = {
         "esmm_fast": __version__,
@@ -123,6 +118,8 @@ def train(
         "data": {name: _fingerprint(d) for name, d in (("train", dataset), ("valid", valid)) if d},
     }
     with Session(out, run_config, facts, say, begun_here=not going_on) as session:
+        if _saved_config(out) != run_config:
+            config.save(run_config, out / "config.yaml")
         trained = fit_method(
             method,
             dataset,
@@ -143,7 +140,7 @@ def train(
         "title": method.title,
         "config": msgspec.to_builtins(run_config),
         "data": {"train": counts(dataset)},
-        "networks": network_facts(trained),
+        "networks": {name: history.facts() for name, history in trained.histories.items()},
     }
     if valid is not None:
         results["data"]["valid"] = counts(valid)
@@ -151,25 +148,6 @@ def train(
             trained.predict(valid, vocabulary, settings, progress=progress)
         )
     return results
-
-
-def training_memory(
-    networks: Sequence[Network], schema: Schema, settings: Settings, kept_copies: int = 0
-) -> memory.TrainingMemory:
-    """Returns the memory that networks will take all at once; see `memory.of_training`.
-
-    Args:
-        networks: Of a method.
-        schema: With table rows.
-        settings: Of the training.
-        kept_copies: Copies of the parameters that training keeps beside them.
-    """
-    return memory.of_training(
-        lambda schema, settings: [network.build(schema, settings, 0) for network in networks],
-        schema,
-        settings,
-        kept_copies,
-    )
 
 
 def _saved_config(run: Path) -> RunConfig:
@@ -184,6 +162,18 @@ def _check_same_config(saved: RunConfig, asked: RunConfig, run: Path) -> None:
                 f"{key}: {run} was begun with {there!r}, got {here!r}: a run is continued as it "
                 "was begun; choose another --out for another one"
             )
+
+
+def _check_watched(run_config: RunConfig, method: Method) -> None:
+    """Raises ValueError where no network of a method predicts what early stopping watches."""
+    stopping = run_config.early_stopping
+    makers = [network.model for network in method.networks.values()]
+    if stopping is not None and not any(watches(stopping, maker) for maker in makers):
+        known = dict.fromkeys(t for maker in makers for t in getattr(maker, "predicts", ()))
+        raise ValueError(
+            f"early_stopping.metric: expected one of {', '.join(known)}, which the networks of "
+            f"{method.name} predict, got {stopping.metric!r}"
+        )
 
 
 def _with_whole_paths(run_config: RunConfig) -> RunConfig:
@@ -245,6 +235,7 @@ class Run:
         *,
         kept: float = 1.0,
         by: Sequence[str] = (),
+        top: int | None = None,
         progress: bool = False,
     ) -> dict[str, Any]:
         """Returns the metrics of the run's own predictions; see `evaluation.task_metrics`.
@@ -256,6 +247,7 @@ class Run:
                 `calibration.undo_down_sampling`.
             by: Fields; for each, `slices.<field>.<task>` holds the calibration by feature id, see
                 `calibration.Slices`.
+            top: As many slices of each at most, the largest ones; None: all.
             progress: Shows a bar.
         """
         check_same_fields(self.schema, dataset.schema, self.path, dataset.path)
@@ -276,109 +268,7 @@ class Run:
             for name, (_, *columns, rows) in stage_columns(predictions).items():
                 tasks[name] = (*columns, rows if isinstance(rows, np.ndarray) else None)
             result["slices"] = {
-                field: {task: each.calibration(*columns) for task, columns in tasks.items()}
+                field: {task: each.calibration(*columns, top) for task, columns in tasks.items()}
                 for field, each in slices.items()
             }
         return result
-
-
-def counts(dataset: Dataset) -> dict[str, Any]:
-    """Returns path, impressions, clicks, conversions (with click) and common rows of a dataset.
-
-    Of a view all but `common_rows`, which is the directory's; `common_rows_used` is the view's.
-    """
-    labels = dataset.labels("and")
-    return {
-        "path": str(dataset.path),
-        "impressions": len(dataset),
-        "clicks": int(labels[:, 0].sum()),
-        "conversions": int(labels[:, -1].sum()),
-        "common_rows": len(dataset.common_rows),
-        "common_rows_used": len(np.unique(common_rows_of(dataset))),
-    }
-
-
-def dataset_identity(dataset: Dataset) -> dict[str, Any]:
-    """Returns what tells a dataset or view from others: its files' checksums, and a view's rows."""
-    files = dataset.manifest["files"]
-    identity = {name: files[name]["xxh64"] for name in sorted(files)}
-    for name in ("selection", "impression_weights"):
-        array = getattr(dataset, name)
-        if array is not None:
-            identity[name] = f"{len(array)} {zlib.crc32(array.tobytes()):08x}"
-    return identity
-
-
-class PeakMemory:
-    """What `peak_memory` measured."""
-
-    peak: int | None = None
-    """Bytes resident at most; None where the system does not say."""
-
-
-@contextlib.contextmanager
-def peak_memory() -> Iterator[PeakMemory]:
-    """Measures the greatest resident memory of the process inside a `with`, on Linux."""
-    measured = PeakMemory()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-    except OSError:
-        yield measured
-        return
-    yield measured
-    status = Path("/proc/self/status").read_text()
-    if found := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
-        measured.peak = int(found[1]) * 1024
-
-
-def network_facts(trained: Trained) -> dict[str, Any]:
-    """Returns what the training of each network did, by name."""
-    return {name: _facts(history) for name, history in trained.histories.items()}
-
-
-def now() -> str:
-    """Returns date and time with the zone, to the second."""
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def machine() -> dict[str, Any]:
-    """Returns what the times depend on."""
-    return {
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-    }
-
-
-def check_same_fields(first: Schema, second: Schema, of_first: Any, of_second: Any) -> None:
-    """Raises ValueError where two schemas have different fields, or one on different sides."""
-    sides = [{f.name: f.side for f in schema.fields} for schema in (first, second)]
-    for name in sides[0] | sides[1]:
-        a, b = (side.get(name, "no such field") for side in sides)
-        if a != b:
-            raise ValueError(
-                f"field {name!r}: expected the same in both, got {a} in {of_first}, "
-                f"{b} in {of_second}"
-            )
-
-
-def _facts(history: History) -> dict[str, Any]:
-    impressions, losses = history.loss_curve()
-    return {
-        "steps": history.steps,
-        "impressions": history.impressions,
-        "seconds": round(history.seconds, 3),
-        "impressions_per_second": history.impressions_per_second,
-        "loss_curve": {"impressions": impressions, "loss": losses},
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

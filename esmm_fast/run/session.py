@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
@@ -16,7 +15,9 @@ import torch
 
 from .. import _library
 from ..config import RunConfig
+from ..early_stopping import watches
 from ..run import checkpoint
+from ..staging import lock
 from ..train import Training
 from .interruption import Interrupted, Interruption
 from .log import RunLog
@@ -49,7 +50,7 @@ class Session:
         begun_here: bool,
     ) -> None:
         self.run, self.config, self.say, self.begun_here = run, run_config, say, begun_here
-        self._lock = _locked(run)
+        self._lock = lock(run, f"{run}: another process is training this run")
         self.facts = {**facts, "machine": _what_bits_depend_on()}
         self.folder = run / "checkpoints"
         self.trainings: dict[str, Training] = {}
@@ -70,6 +71,7 @@ class Session:
         if checkpoint.exists(self.folder):
             self._restored = checkpoint.latest(self.folder)
             self._check(self._restored)
+            self._saved = (self._restored.step, bool(self._restored.facts["finished"]))
             state = self._restored.training()
             self._states, log = state["networks"], state["log"]
         return RunLog(self.run, log, tensorboard=self.config.tensorboard)
@@ -110,24 +112,27 @@ class Session:
             if isinstance(error, Exception) and not isinstance(error, Interrupted):
                 self._keep_what_there_is(error)
         finally:
-            self.log.__exit__()
+            self.log.close()
             self.interruption.__exit__()
             os.close(self._lock)
 
     def _keep_what_there_is(self, error: Exception) -> None:
         if self.begun_here and not self.steps:
             shutil.rmtree(self.run)
-        elif not isinstance(error, OSError) and all(t.whole for t in self.trainings.values()):
+            return
+        step_saved = 0 if self._saved is None else self._saved[0]
+        whole = all(training.whole for training in self.trainings.values())
+        if not isinstance(error, OSError) and whole and self.steps > step_saved:
             self.save()
 
     def prepare(self, name: str, training: Training) -> None:
         """Makes a network's training part of the run: restores, logs and saves it."""
         self.log.steps_before = self.steps
-        training.early_stopping = self.config.early_stopping
+        training.early_stopping = watches(self.config.early_stopping, training.model)
         training.evaluate_steps = self.config.evaluate_steps
         training.on_step = partial(self.log.step, name)
         training.on_evaluation = lambda history: self.log.evaluation(name, training.epoch, history)
-        training.on_epoch = partial(self.log.epoch, name)
+        training.on_epoch = lambda epoch, history: self.log.rest(name)
         training.between = self.between
         self.trainings[name] = training
         if self._restored is not None and name in self._states:
@@ -171,17 +176,6 @@ class Session:
         )
         self._saved, self._saved_at = (self.steps, finished), time.monotonic()
         return path
-
-
-def _locked(run: Path) -> int:
-    """Returns a descriptor of the run's directory, which no other process holds until it closes."""
-    descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise FileExistsError(f"{run}: another process is training this run") from None
-    return descriptor
 
 
 def _what_bits_depend_on() -> dict[str, Any]:
