@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Side = Literal["common", "impression"]
+LabelKind = Literal["and", "drop", "raw"]
+"""What a stage's label is: see `Dataset.labels` and `Batches`."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,16 @@ class Schema:
     @property
     def common(self) -> tuple[Field, ...]:
         """The fields of the common rows, in bag order."""
-        return tuple(f for f in self.fields if f.side == "common")
+        return self.of_side("common")
 
     @property
     def impression(self) -> tuple[Field, ...]:
         """The fields of the impressions, in bag order."""
-        return tuple(f for f in self.fields if f.side == "impression")
+        return self.of_side("impression")
+
+    def of_side(self, side: Side) -> tuple[Field, ...]:
+        """Returns the fields of one side, in bag order."""
+        return tuple(f for f in self.fields if f.side == side)
 
     @property
     def tables(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -51,7 +52,8 @@ def staged_directory(out: Path, *, replace_empty: bool = False) -> Iterator[Path
                 ) from None
             try:
                 _empty(partial)  # what a killed process left
-                yield partial
+                with _writing(given, partial):
+                    yield partial
                 refuse_existing(given, replace_empty=replace_empty)
                 partial.rename(out)
             except BaseException:
@@ -94,6 +96,20 @@ def naming(out: Path) -> Iterator[None]:
         if isinstance(error, PermissionError):
             reason = "no permission to write"
         raise type(error)(f"{out}: cannot be made in {out.parent}: {reason}") from error
+
+
+@contextmanager
+def _writing(out: Path, partial: Path) -> Iterator[None]:
+    """Makes an error of the system about a file below `partial` one about `out`."""
+    try:
+        yield
+    except OSError as error:
+        below = os.path.relpath(error.filename, partial) if error.filename else ""
+        full = not below and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not error.errno or not (full or (below and not below.startswith(".."))):
+            raise
+        what = f"{out}: cannot be written: {os.strerror(error.errno)}"
+        raise type(error)(f"{what}: {below}" if below else what) from error
 
 
 def _make_parents(parent: Path) -> list[Path]:

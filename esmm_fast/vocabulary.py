@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -81,11 +81,15 @@ class Vocabulary:
                     "each, got shapes "
                     f"{self._ids[table].shape} and {self._counts[table].shape}"
                 )
+        for table, rows in self.hashed.items():
+            if rows < 2:
+                raise ValueError(f"hashed: table {table!r}: expected 2 rows or more, got {rows}")
         total = sum(self.rows(table) for table in (*self.tables, *self.hashed))
         if total > _MOST_ROWS:
+            ways = ["raise min_count"] * bool(tables) + ["hash to fewer rows"] * bool(hashed)
             raise ValueError(
-                f"the tables hold {total} rows together, expected at most {_MOST_ROWS}: raise "
-                "min_count"
+                f"the tables hold {total} rows together, expected at most {_MOST_ROWS}: "
+                f"{' or '.join(ways)}"
             )
 
     @classmethod
@@ -146,7 +150,11 @@ class Vocabulary:
         return np.concatenate([np.array([NO_ID], np.uint64), self._of(table)])
 
     def counts(self, table: str) -> np.ndarray:
-        """Returns how often each row's id occurs in the log, uint64 [rows]; 0 for row 0."""
+        """Returns how often each row's id occurs in the log, uint64 [rows]; 0 for row 0.
+
+        Raises:
+            KeyError: There is no such table, or it is hashed.
+        """
         self._of(table)
         return np.concatenate([np.zeros(1, np.uint64), self._counts[table]])
 
@@ -260,10 +268,11 @@ class Vocabulary:
         return f"Vocabulary({len(tables)} tables, {rows} rows, min_count={self.min_count})"
 
     def _of(self, table: str) -> np.ndarray:
+        if table in self.hashed:
+            raise KeyError(f"table {table!r} is hashed: it knows neither feature ids nor counts")
         if table not in self._ids:
-            raise KeyError(
-                f"the vocabulary has no table {table!r}; it has {', '.join(self.tables) or 'none'}"
-            )
+            known = ", ".join((*self.tables, *self.hashed)) or "none"
+            raise KeyError(f"the vocabulary has no table {table!r}; it has {known}")
         return self._ids[table]
 
     def _lookup(self, table: str) -> Any:
@@ -285,13 +294,30 @@ def _joined(arrays: list[np.ndarray], dtype: Any) -> np.ndarray:
     return np.concatenate([np.empty(0, dtype), *(a.astype(dtype, copy=False) for a in arrays)])
 
 
+def summed_counts(
+    parts: Iterable[tuple[np.ndarray, np.ndarray]],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns each id of all (ids, counts), ascending, and the sum of its counts: uint64, int64.
+
+    Example:
+        >>> ids, counts = summed_counts([([7, 5], [1, 2]), ([5], [-1])])
+        >>> ids.tolist(), counts.tolist()
+        ([5, 7], [1, 1])
+    """
+    several = [(np.asarray(ids), np.asarray(counts)) for ids, counts in parts]
+    ids = _joined([p[0] for p in several], np.uint64)
+    counts = _joined([p[1] for p in several], np.int64)
+    order = np.argsort(ids, kind="stable")
+    ids = ids[order]
+    starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])[: len(ids)])
+    return ids[starts], np.add.reduceat(counts[order], starts) if len(ids) else counts
+
+
 def _by_count(
     parts: list[tuple[np.ndarray, np.ndarray]], min_count: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the ids of all parts and their summed counts, in the order of the rows."""
-    ids, place = np.unique(_joined([p[0] for p in parts], np.uint64), return_inverse=True)
-    counts = np.zeros(len(ids), np.int64)
-    np.add.at(counts, place, _joined([p[1] for p in parts], np.int64))
+    ids, counts = summed_counts(parts)
     order = np.argsort(-counts, kind="stable")
     kept = order[: np.count_nonzero(counts >= min_count)]
     return ids[kept], counts[kept].astype(np.uint64)

@@ -98,7 +98,8 @@ def test_a_full_disk(tmp_path, limit):
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert "File too large" in done.stderr
-    assert "impressions.arrow" in done.stderr
+    place = f"{tmp_path / 'out'}: cannot be written: File too large: impressions.arrow"
+    assert done.stderr == f"Error: {place}\n"
     assert [p.name for p in tmp_path.iterdir()] == ["skeleton.csv"]
     assert len(prepare(skeleton=path, out=tmp_path / "out")) == 5000  # with room it goes
 
@@ -114,7 +115,8 @@ def test_a_full_tmpfs(tmp_path):
     try:
         path = tmp_path / "skeleton.csv"
         path.write_bytes(LINE * 5000)
-        with pytest.raises(OSError, match=r"No space left on device: .*impressions\.arrow"):
+        expected = rf"^{disk}/out: cannot be written: No space left on device: impressions\.arrow$"
+        with pytest.raises(OSError, match=expected):
             prepare(skeleton=path, out=disk / "out", threads=2, chunk_bytes=5000)
         assert list(disk.iterdir()) == []
     finally:
@@ -151,6 +153,29 @@ def test_no_permission(what):
         assert str(path if what == "log" else closed) in done.stderr
         assert not out.exists()
         assert list(closed.iterdir()) == []
+
+
+CLOSED = """
+import os, sys
+from esmm_fast.data.dataset import Dataset
+Dataset(sys.argv[1])
+os.chmod(sys.argv[1] + "/impressions.arrow", 0)
+if os.geteuid() == 0:
+    os.seteuid(65534)
+Dataset(sys.argv[1])
+"""
+
+
+def test_a_data_file_without_permission_is_not_damaged():
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        folder.chmod(0o755)
+        (folder / "skeleton.csv").write_bytes(LINE)
+        prepare(skeleton=folder / "skeleton.csv", out=folder / "out")
+        done = run(CLOSED, folder / "out")
+        assert done.returncode == 1
+        expected = f"PermissionError: {folder}/out/impressions.arrow cannot be read: Permission"
+        assert expected in done.stderr and "damaged" not in done.stderr
 
 
 # ---- Bytes

@@ -362,3 +362,13 @@ def test_errors_of_datasets() -> None:
     damaged = with_column("crosses_value", pa.array(short, pa.list_(pa.float32())))
     with pytest.raises(ValueError, match="not one value per feature id: the file is damaged"):
         list(batches_of(damaged, vocabulary=vocabulary))
+    rows = impressions.num_rows
+    for begin, end in ((0, 2**31 - 1), (-1, 2), (2**31 - 1, -(2**31)), (-(2**31), 2**31 - 1)):
+        offsets = np.array([begin, end] * (rows // 2 + 1), np.int32)[: rows + 1]
+        offsets[[0, -1]] = 0, 3  # which pyarrow looks at
+        buffers = [None, pa.py_buffer(offsets)]
+        ids = pa.array([7, 8, 9], pa.uint32())
+        bags = pa.Array.from_buffers(pa.list_(ids.type), rows, buffers, children=[ids])
+        damaged = with_column("tags", bags)
+        with pytest.raises(ValueError, match="list offsets leave their column: the file is damage"):
+            list(batches_of(damaged, vocabulary=vocabulary))

@@ -95,6 +95,15 @@ def test_columns_that_do_not_fit():
     holes = carrying(n=pa.array([None, *range(59)], pa.int64()))
     with pytest.raises(ValueError, match=r"column 'n': 1 values are null, which no int64 can be"):
         batches(holes)
+    gap = pa.array([None] + [[1.0, 2.0]] * 59, pa.list_(pa.float32(), 2))
+    with pytest.raises(ValueError, match=r"column 'dense': 1 lists are null, which no float32"):
+        dataset = carrying()
+        at = dataset.impressions.schema.names.index("dense")
+        batches(
+            dataclasses.replace(
+                dataset, impressions=dataset.impressions.set_column(at, "dense", gap)
+            )
+        )
     with pytest.raises(
         ValueError, match=r"'dense': 3 float32 expected, got fixed_size_list<.*\[2\]"
     ):

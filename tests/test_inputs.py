@@ -247,6 +247,15 @@ def test_standard_input(tmp_path, packed):
     assert not (tmp_path / "new").exists()
 
 
+def test_standard_input_lies_in_no_folder(tmp_path, monkeypatch):
+    """A synth.json where the process stands says nothing about it."""
+    monkeypatch.chdir(tmp_path)
+    Path("synth.json").write_text("{}")
+    assert not LogReader("-", None, ALI_CCP).synthetic
+    Path("skeleton.csv").write_text("")
+    assert LogReader("skeleton.csv", None, ALI_CCP).synthetic
+
+
 def test_standard_input_is_there_once():
     with pytest.raises(ValueError, match=r"skeleton: standard input .* once expected"):
         read_log(["-", "-"])
@@ -257,6 +266,19 @@ def test_standard_input_is_there_once():
 
 
 # ---- Progress
+
+
+def test_progress_of_a_packed_file_beside_a_plain_one(tmp_path):
+    plain, packed = tmp_path / "a.csv", tmp_path / "b.csv.gz"
+    plain.write_text(texts_of(0)[0])
+    packed.write_bytes(gzip.compress(texts_of(1)[0].encode()))
+    told = []
+    reader = LogReader(
+        [plain, packed], None, ALI_CCP, chunk_bytes=500, advance=lambda *at: told.append(at)
+    )
+    assert sum(batch.num_rows for batch, _ in reader.read("impression")) == 80
+    size = plain.stat().st_size + packed.stat().st_size
+    assert told[-1] == (size, size)
 
 
 class Terminal(io.StringIO):

@@ -7,11 +7,13 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import slow_log
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from esmm_fast._compiled import _native
 from esmm_fast.data.dataset import Dataset
 from esmm_fast.data.log_format import LogFormat, read_format
 from esmm_fast.data.logs import LogError, read_log
@@ -171,8 +173,12 @@ def test_without_common_rows_and_without_numbers(tmp_path):
         ("\tbert", "\tberta", "missing_common_row", "no common row has this key; .* got 'berta'"),
         ("\t0\t0\t1", "\t0\t2\t1", "bad_label", r"column 'cart' is not 0 or 1; .*got '2'"),
         ("\t0\t0\t1", "\t0\t11\t1", "bad_label", "column 'cart' is not 0 or 1"),
-        ("0.5\t-2", "nan\t-2", "bad_column", "column 'w' is not a finite decimal number; .*'nan'"),
-        ("0.5\t-2", "1e999\t-2", "bad_column", "column 'w' is not a finite decimal number"),
+        ("0.5\t-2", "nan\t-2", "bad_column", "'w' is not a decimal .*, at least 0; .*'nan'"),
+        ("0.5\t-2", "1e999\t-2", "bad_column", "column 'w' is not a decimal number of float32's"),
+        ("0.5\t-2", "1e300\t-2", "bad_column", "column 'w' is not a .* float32's .*got '1e300'"),
+        ("0.5\t-2", "-1e-9\t-2", "bad_column", "column 'w' .* at least 0; expected .*'-1e-9'"),
+        ("1\t0\t0.5", "1\t-1e39\t0.5", "bad_column", "'age' is not a .*float32's range; .*'-1e39'"),
+        ("-2.5e-3", "1e309", "bad_column", "column 'score' is not a finite decimal .*got '1e309'"),
         ("-2.5e-3\titem=8:1", "-2.5e-3", "truncated_line", "the line ends too early; .*'score'"),
         (
             "item=8:1",
@@ -261,8 +267,9 @@ def test_a_count_is_checked_where_there_is_one(tmp_path):
 )
 def test_bad_schema_files(tmp_path, text, message):
     paths = files_of(tmp_path / "log", schema=text)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         prepare(**paths, out=tmp_path / "out")
+    assert str(caught.value).startswith(f"{paths['schema']}:")
 
 
 def test_read_format_of_a_manifest_and_defaults(tmp_path):
@@ -278,9 +285,68 @@ def test_read_format_of_a_manifest_and_defaults(tmp_path):
         LogFormat.of(Schema((), dense=2))
     with pytest.raises(ValueError, match="the schema's 2 names expected, got "):
         LogFormat(Schema((), dense=2), dense=("a",))
+    for arguments, message in [
+        ({"key_kind": "Hex"}, r"key_kind: one of \('hex', 'decimal', 'text'\) expected, got 'Hex'"),
+        ({"extra_types": {"t": "float"}}, r"extra_types\['t'\]: one of .*'float64'.* got 'float'"),
+        ({"extra_types": {"x": "int64"}}, r"names of extra columns expected \(t\), got 'x'"),
+        ({"separators": (",", ";", "=")}, r"separators: four characters expected, got \(',', "),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            LogFormat(Schema((), extra=("t",)), **arguments)
 
 
-def test_weights_are_float32(tmp_path):
-    paths = files_of(tmp_path / "log", skeleton=SKELETON.replace("\t0.5\t", "\t0.1\t"))
-    stored = prepare(**paths, out=tmp_path / "out").impressions["w"].to_numpy()
-    assert stored.dtype == np.float32 and stored[1] == np.float32(0.1)
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("0.1", ".5", "3.4028235e38", "00000001E-1", "7.038531e-26", "0e400", "1e-400"),
+        *("1e-99999999999999999999", "0." + "0" * 400 + "1", "0." + "0" * 30 + "1e+40"),
+        "1" + "0" * 30 + "e-60",
+    ],
+)
+def test_numbers_are_the_nearest_float32(tmp_path, text):
+    """Rounded once; what is too small for float32 is 0, as a value of the feature list is."""
+    columns = ["click", "price", "w", "score"]
+    schema = "fields: [{name: a}]\nlabels: [click]\ndense: [price]\nweight: w\n"
+    schema += f"extra: [{{name: score, type: float64}}]\ncolumns: {columns}\n"
+    paths = files_of(tmp_path / "log", schema, f"1,-{text},{text},-{text},\n")
+    del paths["common"]
+    stored = prepare(**paths, out=tmp_path / "out").impressions
+    nearest = float(np.float32(np.longdouble(text))) if "e-9" not in text else 0.0
+    assert stored["w"].to_pylist() == [nearest]
+    assert stored["dense"].to_pylist() == [[-nearest]]
+    assert stored["score"].to_pylist() == [-float(text)]
+
+
+def test_text_keys_are_the_hash_of_what_the_file_says(tmp_path):
+    """Also where a key holds bytes that are separators elsewhere."""
+    key = "a,b\x01c"
+    paths = files_of(
+        tmp_path / "log", *(t.replace("anna/1", key) for t in (SCHEMA, SKELETON, COMMON))
+    )
+    dataset = prepare(**paths, out=tmp_path / "out")
+    hashes = []
+    for text in ("bert", key):
+        checksum = _native.Xxh64()
+        checksum.update(text.encode())
+        hashes.append(int(checksum.hexdigest(), 16))
+    assert dataset.common_rows["key"].to_pylist() == hashes
+    rows = pa.table({"session": [key, "bert"], "item": [1, 2], "click": [0, 1]})
+    of_table = LogFormat(Schema((Field("item"),), ("click",)), key="session")
+    dataset = prepare(table=rows, schema=of_table, out=tmp_path / "table")
+    assert dataset.common_rows["key"].to_pylist() == hashes[::-1]
+
+
+def test_a_comma_in_names_where_it_separates_nothing(tmp_path):
+    schema = SCHEMA.replace("{name: item}", '{name: "it,em"}').replace(
+        "name: tags", "name: 'a,b,c,d,e'"
+    )
+    skeleton = SKELETON.replace("item", "it,em").replace("tags", "a,b,c,d,e")
+    dataset = prepare(**files_of(tmp_path / "log", schema, skeleton), out=tmp_path / "out")
+    assert dataset.impressions["it,em"].to_pylist() == [7, 8, None]
+    assert dataset.impressions["a,b,c,d,e"].to_pylist() == [[1, 2], [], []]
+    bad = files_of(tmp_path / "bad", schema, skeleton.replace("it,em=8", "it.em=8"))
+    with pytest.raises(LogError, match=r"impression side \(it,em, a,b,c,d,e\), got 'it.em'"):
+        prepare(**bad, out=tmp_path / "new")
+    usual = Schema((Field("it,em"),))
+    with pytest.raises(ValueError, match="names without separators expected, got 'it,em'"):
+        prepare(skeleton=bad["skeleton"], schema=usual, out=tmp_path / "new")

@@ -38,7 +38,7 @@ def test_the_examples_of_the_page(tmp_path, monkeypatch, capsys):
                 status, out, error = call(capsys, *shlex.split(command)[1:])
                 assert (status, error) == (0, ""), command
                 assert out == expected
-    assert ran.count("console") == 1 and ran.count("python") == 1 and len(ran) == 5
+    assert ran.count("console") == 2 and ran.count("python") == 1 and len(ran) == 7
 
 
 def test_every_key_of_the_schema_file_is_explained():

@@ -322,6 +322,15 @@ def test_what_is_no_shard_or_is_damaged(tmp_path: Path, log: dict[str, Any]) -> 
     refused(paths, out, "shard2of2/impressions.arrow is damaged: expected checksum")
     (paths[1] / "keys.arrow").unlink()
     refused(paths, out, "shard2of2 is damaged: keys.arrow is missing")
+    manifest = paths[0] / "manifest.json"
+    stored = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(stored | {"schema": {"fields": [{}]}}))
+    refused(paths, out, r"shard1of2/manifest.json is damaged: schema: fields\[0\]: an object with")
+    manifest.write_text(json.dumps(stored | {"shard": {"part": 1}}))
+    refused(paths, out, r"shard1of2/manifest.json is damaged: shard: part and parts expected, got")
+    del stored["inputs"]
+    manifest.write_text(json.dumps(stored))
+    refused(paths, out, r"shard1of2/manifest.json is damaged: it lacks \['inputs'\]")
     merge_shards(sharded(tmp_path, 2, "again", **log), out)
     with pytest.raises(FileExistsError, match="merged exists"):
         merge_shards(sharded(tmp_path, 2, "third", **log), out)
@@ -358,6 +367,9 @@ def test_only_plain_files_have_shards(tmp_path: Path, log: dict[str, Any]) -> No
             prepare(out=tmp_path / "out", shard=(1, 2), **{**log, "skeleton": file})
     with pytest.raises(ValueError, match="shard: - is standard input; expected plain files"):
         prepare(out=tmp_path / "out", shard=(1, 2), **{**log, "skeleton": "-"})
+    for part in ((0, 3), (4, 3)):
+        with pytest.raises(ValueError, match=r"shard: expected \(i, n\) with i from 1 to n, got"):
+            prepare(out=tmp_path / "out", shard=part, **log)
     with pytest.raises(ValueError, match="shard: expected without check and rejects"):
         prepare(shard=(1, 2), check=True, **log)
     with pytest.raises(ValueError, match="text files of a log expected with it, got a table"):

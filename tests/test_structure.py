@@ -34,6 +34,7 @@ ORDER = [
     "progress",
     "data.inputs",
     "data.find_logs",
+    "data.log_report",
     "data.logs",
     "data.table_columns",
     "data.table_source",

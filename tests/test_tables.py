@@ -237,6 +237,7 @@ NAN, INF = float("nan"), float("inf")
         ({"click": ["1"] * 4}, "label 'click': 0 and 1, or booleans, expected, got string"),
         ({"w": [1.0, NAN, 1.0, 1.0]}, "row 2: column 'w': a number of float32's range"),
         ({"w": [1.0, 1e60, 1.0, 1.0]}, r"row 2: column 'w': .*got 1e\+60"),
+        ({"w": [1.0, 0.0, -0.5, -1.0]}, "row 3: weight 'w': .* of at least 0 expected, got -0.5"),
         ({"price": [None, 1.0, 1.0, 1.0]}, "row 1: column 'price': .*got None"),
         ({"price": ["1"] * 4}, "column 'price': numbers expected, got string"),
         ({"session": ["a", None, "b", "a"]}, "row 2: key 'session': a text expected, got null"),
@@ -291,6 +292,22 @@ def test_common_tables_that_do_not_fit(tmp_path):
         prepare(table=rows.drop_columns("key"), common=users, schema=schema, out=tmp_path / "new")
 
 
+def test_no_values_are_values_of_1(tmp_path):
+    """Rows are the same common row whether or not their table has a column of values."""
+    schema = Schema((Field("u", "common", multi=True), Field("item")), labels=("click",))
+    bare = pa.table({"u": [[1, 2], [1, 2]], "item": [5, 6], "click": [0, 1]})
+    ones = bare.append_column("u_value", pa.array([[1.0, 1.0], [1.0, 2.0]]))
+    dataset = prepare(table=[bare, ones], schema=schema, out=tmp_path / "out")
+    assert dataset.impressions["common_row"].to_pylist() == [0, 0, 0, 1]
+    assert dataset.common_rows["u_value"].to_pylist() == [[1, 1], [1, 2]]
+    keyed = LogFormat(schema, key="k", columns=())
+    users = bare.append_column("k", pa.array([1, 2])).drop_columns(["item", "click"])
+    again = users.append_column("u_value", pa.array([[1.0, 1.0], [1.0, 1.0]]))
+    rows = pa.table({"k": [2, 1], "item": [5, 6], "click": [0, 1]})
+    dataset = prepare(table=rows, common=[users, again], schema=keyed, out=tmp_path / "keyed")
+    assert dataset.info()["anomalies"]["duplicate_common_rows"]["count"] == 2
+
+
 def test_what_is_no_table(tmp_path):
     (tmp_path / "text").write_text("a,b\n")
     for table, error, message in [
@@ -306,11 +323,38 @@ def test_what_is_no_table(tmp_path):
         prepare(table=ROWS.slice(0, 0), schema=SHOP, out=tmp_path / "out")
     for options, message in [
         ({"skeleton": tmp_path / "text"}, "table, or logdir, or skeleton expected, got several"),
-        ({"on_error": "skip"}, "on_error: 'stop' expected with a table"),
+        ({"on_error": "skip"}, "on_error: 'stop' expected with a table.*got 'skip'"),
+        ({"on_error": "skp"}, "on_error: 'stop' expected with a table.*got 'skp'"),
+        ({"threads": 2}, "threads: the text files of a log expected with it, got a table"),
+        ({"chunk_bytes": 9}, "chunk_bytes: the text files of a log expected with it, got a table"),
     ]:
         with pytest.raises(ValueError, match=message):
             prepare(table=ROWS, schema=SHOP, out=tmp_path / "out", **options)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["text"]
+    for nothing in (None, (), []):
+        options = {"skeleton": nothing, "common": nothing, "check": True}
+        assert prepare(table=ROWS, schema=SHOP, **options)["impressions"] == 4
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("where", ["begin", "end"])
+def test_damaged_files_are_named(tmp_path, kind, where):
+    path = tmp_path / f"t.{kind}"
+    rows = pa.concat_tables([ROWS] * 400)
+    if kind == "parquet":
+        pq.write_table(rows, path, use_dictionary=False, compression="zstd")
+    else:
+        with pa.ipc.new_file(path, rows.schema) as file:
+            file.write_table(rows, max_chunksize=100)
+    stored = bytearray(path.read_bytes())
+    if where == "end":
+        del stored[-20:]
+    else:
+        stored[8:-2000] = b"\xff" * (len(stored) - 2008)
+    path.write_bytes(stored)
+    with pytest.raises(LogError, match=rf"^{path} is damaged: a table of {kind.capitalize()} ex"):
+        prepare(table=path, schema=SHOP, out=tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
 def test_values_are_rounded_to_float32(tmp_path):

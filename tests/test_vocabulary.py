@@ -254,5 +254,13 @@ class TestHashed:
                 Field("a", rows=wrong)
         with pytest.raises(ValueError, match="table 'a': expected the same rows='hash:"):
             _ = Schema((Field("a", rows="hash:8"), Field("b", table="a"))).hashed_tables
-        with pytest.raises(ValueError, match="the tables hold 2147483648 rows together"):
+        with pytest.raises(ValueError, match=r"hold 2147483648 rows .*7: hash to fewer rows$"):
             Vocabulary({}, hashed={"a": 2**31})
+        with pytest.raises(ValueError, match=r"raise min_count or hash to fewer rows$"):
+            Vocabulary({"b": ([7], [3])}, hashed={"a": 2**31})
+        with pytest.raises(ValueError, match="hashed: table 'a': expected 2 rows or more, got 0"):
+            Vocabulary({}, hashed={"a": 0})
+        with pytest.raises(KeyError, match="table 'a' is hashed: it knows neither feature ids nor"):
+            self.vocabulary().counts("a")
+        with pytest.raises(KeyError, match="no table 'x'; it has b, a"):
+            self.vocabulary().rows("x")

@@ -17,7 +17,8 @@ struct Bag {
 Bag bag_of(const Column& column, int64_t row) {
   if (column.offsets == nullptr) return {row, column.holds(row)};
   if (!column.holds(row)) return {0, 0};
-  return {column.offsets[row], column.offsets[row + 1] - column.offsets[row]};
+  const int64_t begin = column.offsets[row], end = column.offsets[row + 1];
+  return {begin, end - begin};
 }
 
 // Appends the end of every bag of one side; returns the number of occurrences so far.
@@ -50,7 +51,7 @@ void write_weights(const Column& column, int64_t row, int64_t length, float* wei
   int64_t begin = row, count = 1;
   if (column.value_offsets != nullptr) {
     begin = column.value_offsets[row];
-    count = column.value_offsets[row + 1] - begin;
+    count = int64_t{column.value_offsets[row + 1]} - begin;
   }
   if (count != length || !column.has_value(row) || begin < 0 ||
       begin + count > column.values_length) {
@@ -87,7 +88,7 @@ void fill(const std::vector<Place>& places, const std::vector<FieldRows>& fields
 
 int32_t Assembler::common_index(uint32_t common_row) {
   const uint64_t mask = seen_.size() - 1;
-  uint64_t at = (common_row * 0x9e3779b97f4a7c15u >> 32) & mask;
+  uint64_t at = (common_row * kGolden >> 32) & mask;
   for (; seen_[at] != 0; at = (at + 1) & mask) {
     if (seen_[at] >> 32 == common_row) return static_cast<int32_t>(seen_[at] & 0xffffffff) - 1;
   }

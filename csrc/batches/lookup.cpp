@@ -20,14 +20,6 @@ constexpr int64_t kAhead = 12;               // ids between a prefetch and its u
   throw std::invalid_argument("feature id " + std::to_string(id) + " comes twice in one table");
 }
 
-// splitmix64's finalizer: every bit of the id decides every bit of the hash.
-uint64_t hash_of(uint64_t id) {
-  id += 0x9e3779b97f4a7c15u;
-  id = (id ^ id >> 30) * 0xbf58476d1ce4e5b9u;
-  id = (id ^ id >> 27) * 0x94d049bb133111ebu;
-  return id ^ id >> 31;
-}
-
 }  // namespace
 
 Lookup Lookup::hashed(int64_t rows) {
@@ -71,7 +63,8 @@ void Lookup::find(const Id* ids, int64_t count, int32_t base, int32_t* out) cons
   if (hashed_rows_ != 0) {
     // The upper half of the hash times the rows: as even as a remainder, without a division.
     for (int64_t i = 0; i < count; ++i)
-      out[i] = base + 1 + static_cast<int32_t>((hash_of(ids[i]) >> 32) * hashed_rows_ >> 32);
+      out[i] =
+          base + 1 + static_cast<int32_t>((mix64(ids[i] + kGolden) >> 32) * hashed_rows_ >> 32);
     return;
   }
   if (direct()) {

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "splitmix64.h"
+
 namespace esmm_fast {
 
 // Rows 1 ... count of one table by feature id; every other id is row 0, the unknown one. Or a
@@ -34,9 +36,7 @@ class Lookup {
   };
   template <typename Id>
   void find(const Id* ids, int64_t count, int32_t base, int32_t* out) const;
-  uint64_t home(uint64_t id) const {
-    return id * 0x9e3779b97f4a7c15u >> shift_;
-  }  // 2^64 / golden ratio
+  uint64_t home(uint64_t id) const { return id * kGolden >> shift_; }
 
   Lookup() = default;
 

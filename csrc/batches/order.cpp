@@ -5,16 +5,10 @@
 #include <numeric>
 #include <utility>
 
+#include "splitmix64.h"
+
 namespace esmm_fast {
 namespace {
-
-constexpr uint64_t kGamma = 0x9e3779b97f4a7c15u;
-
-uint64_t mix(uint64_t z) {
-  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-  return z ^ z >> 31;
-}
 
 // Fisher-Yates, from the last element down.
 template <typename T>
@@ -25,9 +19,9 @@ void permute(T* items, int64_t count, Random random) {
 }  // namespace
 
 Random::Random(uint64_t seed, uint64_t epoch, uint64_t stream)
-    : state_(mix(mix(mix(seed + kGamma) + epoch + kGamma) + stream + kGamma)) {}
+    : state_(mix64(mix64(mix64(seed + kGolden) + epoch + kGolden) + stream + kGolden)) {}
 
-uint64_t Random::next() { return mix(state_ += kGamma); }
+uint64_t Random::next() { return mix64(state_ += kGolden); }
 
 uint64_t Random::below(uint64_t end) {
   __extension__ using Wide = unsigned __int128;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "log/numbers.h"
 #include "log/own_columns.h"
 
 namespace esmm_fast::logs {
@@ -24,8 +25,6 @@ std::string escaped(const char* begin, const char* end, const Spelling* spelling
   }
   return out + "'";
 }
-
-bool at_line_end(const char* p) { return *p == '\n' || (*p == '\r' && p[1] == '\n'); }
 
 // The token at `begin`, at least up to and with the wrong byte `at`.
 std::string got(const Failure& failure, const Text& text) {
@@ -59,11 +58,8 @@ std::string respelled(std::string sentence, const Spelling& spelling) {
 }
 
 bool hex_key_at(const char* p) {
-  for (int i = 0; i < 16; ++i) {
-    const bool hex = (p[i] >= '0' && p[i] <= '9') || (p[i] >= 'a' && p[i] <= 'f');
-    if (!hex) return false;
-  }
-  return p[16] == ',';
+  uint64_t key;
+  return read_hex(p, key) == p + 16 && p[16] == ',';
 }
 
 const char* behind_number(const char* p) {

@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "log/numbers.h"
+#include "log/own_columns.h"
 
 namespace esmm_fast::logs {
 namespace {
@@ -29,20 +30,24 @@ void Layout::widen(const Layout& other) {
   wide |= other.wide;
 }
 
-FieldNames::FieldNames(std::vector<std::string> names, std::vector<std::string> other_side)
-    : names_(std::move(names)), other_side_(std::move(other_side)) {
+FieldNames::FieldNames(std::vector<std::string> names, std::vector<std::string> other_side,
+                       const Spelling* spelling)
+    : given_(std::move(names)), names_(given_), other_side_(std::move(other_side)) {
+  if (spelling) {
+    for (std::string& name : names_) name = spelling->usual(std::move(name));
+    for (std::string& name : other_side_) name = spelling->usual(std::move(name));
+  }
+  const auto is_control = [](unsigned char c) { return c < 0x20; };
+  const auto separates = [](unsigned char c) { return (c >= 1 && c <= 3) || c == ','; };
   size_t short_names = 0;
   for (size_t f = 0; f < names_.size(); ++f) {
-    const std::string& name = names_[f];
-    const bool bad = name.empty() || std::any_of(name.begin(), name.end(), [](unsigned char c) {
-                       return c < 0x20 || c == ',';
-                     });
-    if (bad)
+    const std::string &name = names_[f], &given = given_[f];
+    if (name.empty() || std::any_of(given.begin(), given.end(), is_control) ||
+        std::any_of(name.begin(), name.end(), separates))
       throw std::invalid_argument(
-          "fields: a name without bytes below 0x20 and without ',' was expected, got '" + name +
-          "'");
+          "fields: a name without separators and bytes below 0x20 expected, got '" + given + "'");
     if (!by_name_.emplace(name, static_cast<int>(f)).second)
-      throw std::invalid_argument("fields: every name once, got '" + name + "' twice");
+      throw std::invalid_argument("fields: every name once, got '" + given + "' twice");
     longest_ = std::max(longest_, name.size());
     short_names += name.size() <= kShort;
   }
@@ -71,7 +76,7 @@ FieldNames::FieldNames(std::vector<std::string> names, std::vector<std::string> 
 int FieldNames::find_long(const char* p) const {
   if (longest_ <= kShort) return -1;
   size_t length = 0;
-  while (length <= longest_ && static_cast<unsigned char>(p[length]) >= 0x20) ++length;
+  while (length <= longest_ && p[length] != 2 && p[length] != '\n') ++length;
   return p[length] == 2 ? find_name({p, length}) : -1;
 }
 

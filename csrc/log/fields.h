@@ -24,9 +24,13 @@ struct Layout {
   void widen(const Layout& other);
 };
 
+class Spelling;
+
 class FieldNames {
  public:
-  FieldNames(std::vector<std::string> names, std::vector<std::string> other_side);
+  // spelling: of the file, where it is not the usual one.
+  FieldNames(std::vector<std::string> names, std::vector<std::string> other_side,
+             const Spelling* spelling = nullptr);
   FieldNames(const FieldNames&) = delete;
   FieldNames& operator=(const FieldNames&) = delete;
 
@@ -39,7 +43,7 @@ class FieldNames {
   static constexpr uint64_t kNoName = ~uint64_t{0};
 
   size_t size() const { return names_.size(); }
-  const std::string& operator[](size_t field) const { return names_[field]; }
+  const std::string& operator[](size_t field) const { return given_[field]; }
 
   // The only entry that can have this key; another key means that there is none.
   const Entry& entry(uint64_t key) const { return entries_[key * multiplier_ >> shift_]; }
@@ -63,7 +67,8 @@ class FieldNames {
  private:
   int find_long(const char* p) const;
 
-  std::vector<std::string> names_, other_side_;
+  std::vector<std::string> given_;               // as the file spells them
+  std::vector<std::string> names_, other_side_;  // with the usual separators
   std::vector<Entry> entries_;  // perfect: every name of up to 7 bytes in a place of its own
   uint64_t multiplier_ = 0;
   int shift_ = 64;

@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "splitmix64.h"
+
 namespace esmm_fast::logs {
 
 class KeyMap {
@@ -52,7 +54,7 @@ class KeyMap {
   };
 
   size_t place(uint64_t key) const {
-    key = (key ^ (key >> 32)) * 0x9e3779b97f4a7c15;
+    key = (key ^ (key >> 32)) * kGolden;
     return (key >> 32) & (slots_.size() - 1);
   }
 

@@ -72,7 +72,11 @@ uint64_t count_newlines(const std::string& path, int threads) {
     }
   };
   std::vector<std::thread> pool;
-  for (int t = 1; t < threads; ++t) pool.emplace_back(work);
+  pool.reserve(threads);
+  try {
+    for (int t = 1; t < threads; ++t) pool.emplace_back(work);
+  } catch (const std::system_error&) {  // fewer threads than asked for do the same work
+  }
   work();
   for (std::thread& thread : pool) thread.join();
   ::close(descriptor);

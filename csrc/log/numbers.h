@@ -32,6 +32,18 @@ inline uint32_t eight_digits(uint64_t digits) {
       ((digits & mask) * 0x000F424000000064 + ((digits >> 16) & mask) * 0x0000271000000001) >> 32);
 }
 
+// Reads up to 16 lower-case hex digits at p; returns the first byte that is none, or the 17th.
+inline const char* read_hex(const char* p, uint64_t& number) {
+  number = 0;
+  for (int i = 0; i < 16; ++i, ++p) {
+    const unsigned digit = static_cast<unsigned char>(*p) - '0';
+    const unsigned letter = static_cast<unsigned char>(*p) - 'a';
+    if (digit > 9 && letter > 5) break;
+    number = number << 4 | (digit <= 9 ? digit : letter + 10);
+  }
+  return p;
+}
+
 enum class NumberError : uint8_t { kNone, kNotANumber, kTooLarge };
 
 // Reads [0-9]+ of any length at p; p ends behind the digits, or at the first wrong byte.

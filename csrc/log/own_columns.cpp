@@ -1,11 +1,13 @@
 // The columns and separators of a log of one's own: see own_columns.h.
 #include "log/own_columns.h"
 
+#include <bit>
 #include <charconv>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
 
+#include "log/numbers.h"
 #include "log/xxh64.h"
 
 namespace esmm_fast::logs {
@@ -19,6 +21,10 @@ const char* what(ColumnKind kind, KeyKind key) {
       return "an integer of 64 bits";
     case ColumnKind::kDecimal:
       return "a finite decimal number";
+    case ColumnKind::kFloat:
+      return "a decimal number of float32's range";
+    case ColumnKind::kWeight:
+      return "a decimal number of float32's range, at least 0";
     case ColumnKind::kKey:
       return key == KeyKind::kHex       ? "16 lower-case hex characters"
              : key == KeyKind::kDecimal ? "a decimal number of 64 bits"
@@ -50,16 +56,48 @@ const char* number(const char* p, const char* end, T& value) {
   return error == std::errc() ? behind : p;
 }
 
-const char* hex(const char* p, const char* end, uint64_t& key) {
-  key = 0;
-  const char* begin = p;
-  for (; p != end && p - begin < 16; ++p) {
-    const unsigned digit = static_cast<unsigned char>(*p) - '0';
-    const unsigned letter = static_cast<unsigned char>(*p) - 'a';
-    if (digit > 9 && letter > 5) return p;
-    key = key << 4 | (digit <= 9 ? digit : letter + 10);
+// Whether a decimal number [p, end), not 0, is below 1 in size.
+bool is_below_1(const char* p, const char* end) {
+  int64_t digits = 0, point = -1, first = -1, exponent = 0;
+  for (; p != end && (*p | 0x20) != 'e'; ++p) {
+    if (*p == '.') point = digits;
+    if (*p < '0' || *p > '9') continue;
+    if (first < 0 && *p != '0') first = digits;
+    ++digits;
   }
-  return p;
+  if (p != end) {
+    p += p[1] == '+' ? 2 : 1;
+    if (std::from_chars(p, end, exponent).ec != std::errc()) return *p == '-';  // beyond 64 bits
+  }
+  return (point < 0 ? digits : point) - first + exponent <= 0;
+}
+
+// Reads a finite number, rounded to the nearest T, which is 0 for the tiniest; the result as
+// number()'s.
+template <typename T>
+const char* decimal(const char* p, const char* end, T& value) {
+  const auto [behind, error] = std::from_chars(p, end, value);
+  if (error == std::errc()) return std::isfinite(value) ? behind : p;
+  value = 0;  // from_chars calls what rounds to 0 out of range, too
+  return error == std::errc::result_out_of_range && is_below_1(p, behind) ? behind : p;
+}
+
+// The XXH64 of a key as the file spells it.
+uint64_t hash_of(const char* p, const char* end, const Spelling* spelling) {
+  Xxh64 hash;
+  if (!spelling) {
+    hash.update(p, end - p);
+  } else {
+    std::string own;
+    spelling->append_own(p, end, own);
+    hash.update(own.data(), own.size());
+  }
+  return hash.digest();
+}
+
+// Columns whose numbers are carried.
+bool is_carried(ColumnKind kind) {
+  return kind == ColumnKind::kLabel || kind >= ColumnKind::kInteger;
 }
 
 }  // namespace
@@ -75,16 +113,16 @@ OwnColumns::OwnColumns(std::vector<std::pair<ColumnKind, std::string>> skeleton,
   std::string key_name = "key";
   for (const auto& [kind, name] : skeleton) {
     add(skeleton_, kind, name);
-    carried_ +=
-        kind == ColumnKind::kLabel || kind == ColumnKind::kInteger || kind == ColumnKind::kDecimal;
+    carried_ += is_carried(kind);
     if (kind == ColumnKind::kKey) key_name = name;
   }
   add(common_, ColumnKind::kKey, key_name);
   if (counted) add(common_, ColumnKind::kFeatureNum, "feature_num");
 }
 
-const char* OwnColumns::read(const char* p, bool common, const KeyMap* keys, OwnLine& line,
-                             Columns& columns, Failure& failure) const {
+const char* OwnColumns::read(const char* p, bool common, const KeyMap* keys,
+                             const Spelling* spelling, OwnLine& line, Columns& columns,
+                             Failure& failure) const {
   const size_t row = columns.rows;
   size_t carried = 0, stages = 0;
   uint64_t sample_id = 0, key = 0;
@@ -114,14 +152,12 @@ const char* OwnColumns::read(const char* p, bool common, const KeyMap* keys, Own
       case ColumnKind::kKey:
         key_at = p;
         if (key_ == KeyKind::kHex) {
-          behind = hex(p, end, key);
+          behind = read_hex(p, key);
           if (behind == end && end - p != 16) behind = p;
         } else if (key_ == KeyKind::kDecimal) {
           behind = number(p, end, key);
         } else if (end != p) {
-          Xxh64 hash;
-          hash.update(p, end - p);
-          key = hash.digest();
+          key = hash_of(p, end, spelling);
           behind = end;
         }
         break;
@@ -133,9 +169,16 @@ const char* OwnColumns::read(const char* p, bool common, const KeyMap* keys, Own
       }
       case ColumnKind::kDecimal: {
         double value = 0;
-        behind = number(p, end, value);
-        if (!std::isfinite(value)) behind = p;
-        std::memcpy(&bits, &value, sizeof bits);
+        behind = decimal(p, end, value);
+        bits = std::bit_cast<uint64_t>(value);
+        break;
+      }
+      case ColumnKind::kFloat:
+      case ColumnKind::kWeight: {
+        float value = 0;
+        behind = decimal(p, end, value);
+        if (column.kind == ColumnKind::kWeight && value < 0) behind = p;
+        bits = std::bit_cast<uint64_t>(static_cast<double>(value));
         break;
       }
     }
@@ -150,9 +193,7 @@ const char* OwnColumns::read(const char* p, bool common, const KeyMap* keys, Own
                  0};
       return nullptr;
     }
-    if (column.kind == ColumnKind::kLabel || column.kind == ColumnKind::kInteger ||
-        column.kind == ColumnKind::kDecimal)
-      columns.carried[carried++][row] = bits;
+    if (is_carried(column.kind)) columns.carried[carried++][row] = bits;
     p = end + 1;
   }
   if (!common) {
@@ -192,9 +233,9 @@ Spelling::Spelling(const std::array<unsigned char, 4>& own) {
   }
 }
 
-void Spelling::to_usual(const char* from, size_t size, char* to) const {
+void Spelling::to_usual(char* text, size_t size) const {
   for (size_t i = 0; i < size; ++i)
-    to[i] = static_cast<char>(usual_[static_cast<unsigned char>(from[i])]);
+    text[i] = static_cast<char>(usual_[static_cast<unsigned char>(text[i])]);
 }
 
 void Spelling::append_own(const char* begin, const char* end, std::string& to) const {

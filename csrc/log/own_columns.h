@@ -17,6 +17,8 @@
 
 namespace esmm_fast::logs {
 
+class Spelling;
+
 enum class ColumnKind : uint8_t {
   kSampleId,
   kLabel,       // 0 or 1; carried as an integer. Labels stand in the order of their stages.
@@ -24,8 +26,11 @@ enum class ColumnKind : uint8_t {
   kFeatureNum,  //
   kInteger,     // carried, int64
   kDecimal,     // carried, the bits of a float64
+  kFloat,       // likewise, of a number that is a float32
+  kWeight,      // likewise, at least 0
 };
-enum class KeyKind : uint8_t { kHex, kDecimal, kText };  // kText: XXH64 of its bytes
+// kText: XXH64 of its bytes as they stand in the file
+enum class KeyKind : uint8_t { kHex, kDecimal, kText };
 
 struct OwnColumn {
   ColumnKind kind;
@@ -49,9 +54,9 @@ class OwnColumns {
 
   // Reads the columns of a line that ends with '\n' into row columns.rows; returns where the list
   // begins, or null with `failure` set. `keys`: the common rows of a skeleton line; null: its key
-  // itself is stored.
-  const char* read(const char* p, bool common, const KeyMap* keys, OwnLine& line, Columns& columns,
-                   Failure& failure) const;
+  // itself is stored. `spelling`: of the file, where it is not the usual one.
+  const char* read(const char* p, bool common, const KeyMap* keys, const Spelling* spelling,
+                   OwnLine& line, Columns& columns, Failure& failure) const;
 
   size_t carried() const { return carried_; }  // of the skeleton
 
@@ -66,7 +71,11 @@ class Spelling {
  public:
   explicit Spelling(const std::array<unsigned char, 4>& own);
 
-  void to_usual(const char* from, size_t size, char* to) const;
+  void to_usual(char* text, size_t size) const;  // in place
+  std::string usual(std::string text) const {
+    to_usual(text.data(), text.size());
+    return text;
+  }
   void append_own(const char* begin, const char* end, std::string& to) const;
   char own(char usual) const { return static_cast<char>(own_[static_cast<unsigned char>(usual)]); }
 

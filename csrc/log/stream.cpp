@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <stdexcept>
+#include <system_error>
 
 namespace esmm_fast::logs {
 
@@ -55,7 +55,7 @@ class LogStream::Pool : public std::enable_shared_from_this<Pool> {
 LogStream::LogStream(std::vector<Input> inputs, StreamOptions options, std::shared_ptr<KeyMap> keys,
                      bool discovers)
     : options_(std::move(options)),
-      names_(options_.fields, options_.other_fields),
+      names_(options_.fields, options_.other_fields, options_.spelling.get()),
       reader_(std::move(inputs), options_.chunk_bytes),
       keys_(std::move(keys)),
       discovers_(discovers),
@@ -68,7 +68,14 @@ LogStream::LogStream(std::vector<Input> inputs, StreamOptions options, std::shar
     throw std::invalid_argument("keys: an empty map expected for files that fill it");
   totals_.rows_without.resize(names_.size());
   working_ = options_.threads;
-  for (int t = 0; t < options_.threads; ++t) threads_.emplace_back(&LogStream::work, this, t);
+  threads_.reserve(options_.threads);
+  try {
+    for (int t = 0; t < options_.threads; ++t) threads_.emplace_back(&LogStream::work, this, t);
+  } catch (const std::system_error& error) {  // fewer threads than asked for do the same work
+    if (threads_.empty()) throw std::system_error(error.code(), "no thread can be started");
+    std::lock_guard lock(mutex_);
+    working_ -= options_.threads - static_cast<int>(threads_.size());
+  }
 }
 
 LogStream::~LogStream() {
@@ -136,13 +143,8 @@ void LogStream::fill(Block& block, std::vector<IdCounter>& counters) {
   grammar.own = options_.own.get();
   if (options_.spelling) {
     Text& text = block.chunk.text;
-    const size_t size = text.end - text.begin;
-    block.translated.reserve(size + kTextPadding, 0);
-    char* to = block.translated.data();
-    options_.spelling->to_usual(text.begin, size, to);
-    std::memset(to + size, 0, kTextPadding);
-    text.begin = to;
-    text.end = to + size;
+    char* const begin = block.chunk.storage.data() + (text.begin - block.chunk.storage.data());
+    options_.spelling->to_usual(begin, text.end - text.begin);
     text.spelling = options_.spelling.get();
   }
   tokenize(block.chunk.text, grammar, columns, block.report);

@@ -47,7 +47,6 @@ struct Block {
   std::vector<uint64_t> hashes;   // [rows] common files: row_hash
   std::vector<uint32_t> dropped;  // rows that are not to be stored: repeated common rows, ascending
   std::string rejects;            // the skipped lines, if they are kept
-  Buffer<char> translated;        // the text with the usual separators, where the file has others
   std::exception_ptr failure;
 };
 

@@ -4,18 +4,9 @@
 #include <cstdint>
 
 #include "log/synth_math.h"
+#include "splitmix64.h"
 
 namespace esmm_fast::synth {
-
-inline constexpr uint64_t kGolden =
-    0x9e3779b97f4a7c15ULL;  // 2^64 / golden ratio, the step of splitmix64
-
-// The finalizer of splitmix64: a bijection of 64 bits.
-inline uint64_t mix64(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ULL;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebULL;
-  return x ^ (x >> 31);
-}
 
 // Draw `index` of the stream `key`. The result can be the key of a stream of its own.
 inline uint64_t hash_bits(uint64_t key, uint64_t index) {

@@ -38,7 +38,7 @@ class Tokenizer {
   bool run() {
     for (const char* p = text_.begin; p != text_.end;) {
       const char* line = p;
-      if (*p == '\n' || (*p == '\r' && p[1] == '\n')) {
+      if (at_line_end(p)) {
         key_at_ = nullptr;
         note(Anomaly::kBlankLines, p);
         if (*p == '\r') note(Anomaly::kCrlf, p++);
@@ -59,17 +59,18 @@ class Tokenizer {
         drop_row();
         p = static_cast<const char*>(std::memchr(line, '\n', text_.end - line)) + 1;
         const Place place{0, report_.lines, static_cast<uint64_t>(failure_.at - text_.begin)};
+        const auto in_words = [&] { return message(failure_, text_, line, names_, kCommon); };
         if (!grammar_.skip_bad_lines) {
-          report_.error = {failure_.reason, place, message(failure_, text_, line, names_, kCommon)};
+          report_.error = {failure_.reason, place, in_words()};
           break;
         }
-        Tally& tally = report_.rejected[static_cast<size_t>(failure_.reason)];
-        if (tally.count == 0) tally.message = message(failure_, text_, line, names_, kCommon);
+        const auto reason = static_cast<size_t>(failure_.reason);
+        Tally& tally = report_.rejected[reason];
+        if (tally.count == 0) tally.message = in_words();
         tally.add(place);
         if (grammar_.keep_findings) {
-          keep_finding(static_cast<uint8_t>(kAnomalies + static_cast<size_t>(failure_.reason)),
-                       place);
-          report_.findings.back().message = message(failure_, text_, line, names_, kCommon);
+          keep_finding(static_cast<uint8_t>(kAnomalies + reason), place);
+          report_.findings.back().message = in_words();
         }
         if (grammar_.keep_rejects)
           report_.rejects.push_back(
@@ -134,7 +135,7 @@ class Tokenizer {
 
   const char* fail(Reason reason, const char* text, const char* at, const char* token,
                    const char* expected) {
-    failure_ = {end_of_line(at) ? Reason::kTruncatedLine : reason, text, at, token, expected, 0, 0};
+    failure_ = {at_line_end(at) ? Reason::kTruncatedLine : reason, text, at, token, expected, 0, 0};
     return nullptr;
   }
 
@@ -186,7 +187,8 @@ class Tokenizer {
 
   const char* own_line(const char* p) {
     OwnLine line;
-    if (!(p = grammar_.own->read(p, kCommon, grammar_.keys, line, columns_, failure_)))
+    if (!(p = grammar_.own->read(p, kCommon, grammar_.keys, text_.spelling, line, columns_,
+                                 failure_)))
       return nullptr;
     contradicts_ = line.contradicts;
     if (!kCommon && !grammar_.keys) {
@@ -210,16 +212,11 @@ class Tokenizer {
   const char* common_key(const char* p) {
     constexpr const char* kText = "common_feature_index is not 16 lower-case hex characters";
     constexpr const char* kExpected = "common_feature_index (16 of 0-9 a-f) and ','";
-    uint64_t key = 0;
-    for (int i = 0; i < 16; ++i) {
-      const unsigned char c = p[i];
-      const unsigned digit = c - '0', letter = c - 'a';
-      if (digit > 9 && letter > 5) return fail(Reason::kBadCommonKey, kText, p + i, p, kExpected);
-      key = key << 4 | (digit <= 9 ? digit : letter + 10);
-    }
-    if (p[16] != ',') return fail(Reason::kBadCommonKey, kText, p + 16, p, kExpected);
+    uint64_t key;
+    const char* end = read_hex(p, key);
+    if (end != p + 16 || *end != ',') return fail(Reason::kBadCommonKey, kText, end, p, kExpected);
     key_ = key;
-    return p + 17;
+    return end + 1;
   }
 
   // feature_num, the list, and the end of the line.
@@ -239,7 +236,7 @@ class Tokenizer {
   // The list of `announced` features (where `token`, not null, says so), and the end of the line.
   const char* counted_list(const char* p, const char* token, uint64_t announced) {
     uint64_t found = 0;
-    if (end_of_line(p)) {
+    if (at_line_end(p)) {
       empty_list_ = p;
     } else if (!(p = list(p, found))) {
       return nullptr;
@@ -255,15 +252,13 @@ class Tokenizer {
     return p + 1;
   }
 
-  static bool end_of_line(const char* p) { return *p == '\n' || (*p == '\r' && p[1] == '\n'); }
-
   // The features up to the end of the line, at which it returns.
   const char* list(const char* p, uint64_t& found) {
     for (;;) {
       bool ended = false;
       p = usual_features(p, found, ended);
       if (ended) return p;
-      if (found && end_of_line(p)) {
+      if (found && at_line_end(p)) {
         trailing_ = p - 1;
         return p;
       }
@@ -357,7 +352,7 @@ class Tokenizer {
     token = ++p;
     float value;
     const NumberError value_error = read_value(p, value);
-    if (value_error != NumberError::kNone || (*p != 1 && !end_of_line(p))) [[unlikely]] {
+    if (value_error != NumberError::kNone || (*p != 1 && !at_line_end(p))) [[unlikely]] {
       if (value_error == NumberError::kTooLarge)
         return fail(Reason::kBadValue, "value is beyond float32", token, token,
                     "a decimal of float32's range");
@@ -392,7 +387,7 @@ class Tokenizer {
   const char* bad_field(const char* p) {
     const char* end = p;
     while (is_of_number(*end)) ++end;
-    if (end == p && !end_of_line(p))
+    if (end == p && !at_line_end(p))
       return fail(Reason::kUnknownField, "a field is missing", p, p, kExpectedFields);
     if (*end == 2) {
       const bool other = names_.is_of_other_side({p, static_cast<size_t>(end - p)});
@@ -401,7 +396,7 @@ class Tokenizer {
                                    : "field of the common file in a skeleton file";
       return fail(Reason::kUnknownField, text, p, p, kExpectedFields);
     }
-    if (end_of_line(end) || names_.find_name({p, static_cast<size_t>(end - p)}) >= 0)
+    if (at_line_end(end) || names_.find_name({p, static_cast<size_t>(end - p)}) >= 0)
       return fail(Reason::kWrongSeparator, "wrong separator behind a field", end, end,
                   "'\\x02' behind the field");
     return fail(Reason::kUnknownField, "unknown field", p, p, kExpectedFields);

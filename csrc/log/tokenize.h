@@ -25,6 +25,8 @@ struct Text {
 };
 constexpr size_t kTextPadding = 64;
 
+inline bool at_line_end(const char* p) { return *p == '\n' || (*p == '\r' && p[1] == '\n'); }
+
 struct Grammar {
   const FieldNames* names = nullptr;
   bool common = false;              // common file, else skeleton file

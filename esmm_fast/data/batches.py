@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +14,9 @@ from .._compiled import _native
 from ..batch import Batch
 from ..machine import usable_cores
 from ..plan import Plan
-from ..schema import Schema
+from ..schema import LabelKind, Schema
 from ..vocabulary import LogTables, Vocabulary
 from .columns import Carried, batch_source, carried_columns, contradicting_labels
-
-LabelKind = Literal["and", "drop", "raw"]
 
 _PLAN = (
     "rows",

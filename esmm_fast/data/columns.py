@@ -97,13 +97,15 @@ class Carried:
         import pyarrow as pa
 
         column = batch.column(self.name)
-        if pa.types.is_fixed_size_list(column.type):
-            column = column.flatten()
-        if column.null_count and self.type.kind != "f":
+        is_list = pa.types.is_fixed_size_list(column.type)
+        if column.null_count and (is_list or self.type.kind != "f"):
+            kind = "lists" if is_list else "values"
             raise ValueError(
-                f"column {self.name!r}: {column.null_count} values are null, which no "
-                f"{self.type} can be; fill them, or leave it out of the schema's extra"
+                f"column {self.name!r}: {column.null_count} {kind} are null, which no "
+                f"{self.type} can be; fill them, or leave the column out of the schema"
             )
+        if is_list:
+            column = column.flatten()
         if self.type.kind == "u" and pa.types.is_boolean(column.type):
             column = column.cast(pa.uint8())
         if pa.types.is_temporal(column.type):

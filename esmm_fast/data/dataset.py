@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +14,9 @@ import pyarrow.compute
 import pyarrow.dataset
 
 from .._compiled import _native
-from ..schema import Field, Schema, Side
+from ..schema import Field, LabelKind, Schema, Side
 from ..staging import staged_directory
-from .manifest import (
-    DATA_FILES,
-    DatasetError,
-    read_manifest,
-    schema_from_dict,
-)
+from .manifest import DatasetError, open_mapped, read_manifest, stored_schema, verify_files
 from .published import published_comparison
 from .record_batches import IMPRESSION_COLUMNS
 
@@ -29,8 +24,6 @@ if TYPE_CHECKING:
     from .batches import Batches
 
 __all__ = ["Dataset", "DatasetError"]
-
-LabelKind = Literal["and", "drop", "raw"]
 
 
 class Dataset:
@@ -75,7 +68,7 @@ class Dataset:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.manifest: dict[str, Any] = read_manifest(self.path)
-        self.schema: Schema = schema_from_dict(self.manifest["schema"])
+        self.schema: Schema = stored_schema(self.path, self.manifest)
         self.selection: np.ndarray | None = None
         self.impression_weights: np.ndarray | None = None
         self.impressions = self._open("impressions.arrow")
@@ -92,13 +85,10 @@ class Dataset:
         return self._open("counts.arrow")
 
     def _open(self, name: str) -> pa.Table:
-        path = self.path / name
         try:
-            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DatasetError(
-                f"{path} is damaged: an Arrow IPC file expected, got {error}"
-            ) from error
+            return open_mapped(self.path / name).read_all()
+        except pa.ArrowException as error:
+            raise DatasetError(f"{self.path / name} is damaged: {error}") from error
 
     def __len__(self) -> int:
         return self.impressions.num_rows if self.selection is None else len(self.selection)
@@ -253,24 +243,9 @@ class Dataset:
         if self.selection is not None:
             info["selected"] = len(self)
         if verify:
-            for name in DATA_FILES:
-                self._verify(name)
+            verify_files(self.path, self.manifest)
             info["verified"] = True
         return info
-
-    def _verify(self, name: str) -> None:
-        block = 1 << 24
-        checksum = _native.Xxh64()
-        with open(self.path / name, "rb", buffering=0) as file:
-            buffer = memoryview(bytearray(block))
-            while size := file.readinto(buffer):
-                checksum.update(buffer[:size])
-        expected = self.manifest["files"][name]["xxh64"]
-        if checksum.hexdigest() != expected:
-            raise DatasetError(
-                f"{self.path / name} is damaged: expected checksum {expected}, "
-                f"got {checksum.hexdigest()}"
-            )
 
     def head(self, n: int = 5) -> list[dict[str, Any]]:
         """Returns the first n impressions of the view, joined with their common rows.
@@ -310,10 +285,13 @@ class Dataset:
         `common_features.csv` with all common rows, into a new directory `out`.
 
         Nothing differs from the log that was read but the order of the fields inside a row and the
-        spelling of numbers: a value is the shortest decimal that reads back to its float32.
+        spelling of numbers: a value is the shortest decimal that reads back to its float32. Keys
+        are written as the 16 hex characters of `common_rows`'s key: of a text key its XXH64, of a
+        table without a key column the hash of the common fields.
 
         Raises:
-            ValueError: The dataset has other columns than a log of this format.
+            ValueError: The dataset has other columns than a log of this format, or a field name or
+                a value that such a log cannot spell. Nothing is written then.
         """
         columns = (*self.impressions.column_names[: len(IMPRESSION_COLUMNS)], *self._carried())
         if columns != IMPRESSION_COLUMNS:
@@ -321,6 +299,7 @@ class Dataset:
                 f"{self.path}: a dump has the columns {', '.join(IMPRESSION_COLUMNS)}; the dataset "
                 f"has {', '.join(columns)}, which it would lose: read {self.path}/*.arrow instead"
             )
+        self._require_spellable()
         with staged_directory(Path(out)) as staged:
             with open(staged / "common_features.csv", "wb") as file:
                 for batch in self.common_rows.to_batches():
@@ -329,6 +308,27 @@ class Dataset:
             with open(staged / "sample_skeleton.csv", "wb") as file:
                 for batch, ranges in self._ranges():
                     _dump(batch, self.schema.impression, "impression", keys, ranges, file)
+
+    def _require_spellable(self) -> None:
+        """Raises ValueError at a field name or value that no line of a log can hold."""
+        for field in self.schema.fields:
+            if not field.name or any(c < " " or c == "," for c in field.name):
+                raise ValueError(
+                    f"{self.path}: field {field.name!r}: a log has names without ',' and bytes "
+                    f"below 0x20; read {self.path}/*.arrow instead"
+                )
+            table = self.common_rows if field.side == "common" else self.impressions
+            if f"{field.name}_value" not in table.column_names:
+                continue
+            for chunk in table[f"{field.name}_value"].chunks:
+                items = chunk.flatten() if field.multi else chunk.drop_null()
+                values = items.dictionary if pa.types.is_dictionary(items.type) else items
+                if np.signbit(found := values.to_numpy()).any():
+                    raise ValueError(
+                        f"{self.path}: field {field.name!r} has the value "
+                        f"{found[np.signbit(found)][0]}; a log has values of at least 0 only: read "
+                        f"{self.path}/*.arrow instead"
+                    )
 
     def _ranges(self) -> Iterator[tuple[pa.RecordBatch, list[tuple[int, int]]]]:
         """Yields the rows of the view in its order, as ranges of rows of record batches."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 from .. import __version__
 from .._compiled import _native
 from ..schema import ALI_CCP, Field, Schema, Side
-from .logs import SideReport, merged
+from .log_report import SideReport, merged
 from .manifest import DATA_FILES, schema_to_dict, write_manifest
 from .record_batches import Layout, arrow_schema, conform
 
@@ -35,8 +35,6 @@ class Reader(Protocol):
 
     @property
     def promoted_schema(self) -> Schema: ...
-
-    def fields(self, side: Side) -> tuple[Field, ...]: ...
 
     def read(self, side: Side) -> Iterator[tuple[pa.RecordBatch, Layout]]: ...
 
@@ -109,8 +107,10 @@ class TableFile:
         narrow.unlink()
 
     def close(self) -> dict[str, Any]:
-        self._writer.close()
-        self._file.close()
+        try:
+            self._writer.close()
+        finally:  # the disk may be full
+            self._file.close()
         return self._file.facts()
 
 
@@ -118,7 +118,9 @@ def write_dataset(folder: Path, reader: Reader) -> None:
     """Reads a log and writes its dataset into an empty directory."""
     facts = {}
     for side in reader.sides:
-        file = TableFile(folder / TABLES[side], side, reader.fields(side), reader.layouts[side])
+        file = TableFile(
+            folder / TABLES[side], side, reader.schema.of_side(side), reader.layouts[side]
+        )
         try:
             for batch, layout in reader.read(side):
                 file.write(batch, layout)
@@ -215,7 +217,7 @@ def _promoted(reader: Reader) -> dict[str, list[str]]:
     """Returns field -> what it needed more than the schema says: "multi", "weighted", "uint64"."""
     promoted: dict[str, list[str]] = {}
     for side in reader.sides:
-        fields, layout = reader.fields(side), reader.layouts[side]
+        fields, layout = reader.schema.of_side(side), reader.layouts[side]
         for field, multi, weighted in zip(fields, layout.multi, layout.weighted, strict=True):
             needs = [
                 n

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import pyarrow as pa
@@ -22,7 +22,8 @@ NumberType = Literal["int64", "float64"]
 SEPARATORS = (",", "\x01", "\x02", "\x03")
 """Of the columns, the features, a field and its id, an id and its value."""
 _USUAL = ("sample_id", "click", "conversion", "key", "feature_num")
-_KINDS = ("sample_id", "label", "key", "feature_num", "int64", "float64")  # ColumnKind's order
+# In the order of ColumnKind.
+_KINDS = ("sample_id", "label", "key", "feature_num", "int64", "float64", "dense", "weight")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,22 @@ class LogFormat:
     extra_types: dict[str, NumberType] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.key_kind not in get_args(KeyKind):
+            raise ValueError(
+                f"key_kind: one of {get_args(KeyKind)} expected, got {self.key_kind!r}"
+            )
+        for name, type in self.extra_types.items():
+            if name not in self.schema.extra:
+                raise ValueError(
+                    "extra_types: names of extra columns expected "
+                    f"({', '.join(self.schema.extra)}), got {name!r}"
+                )
+            if type not in get_args(NumberType):
+                raise ValueError(
+                    f"extra_types[{name!r}]: one of {get_args(NumberType)} expected, got {type!r}"
+                )
+        if len(self.separators) != len(SEPARATORS):
+            raise ValueError(f"separators: four characters expected, got {self.separators!r}")
         if len(self.dense) != self.schema.dense:
             raise ValueError(
                 f"dense: the schema's {self.schema.dense} names expected, got {list(self.dense)}"
@@ -135,9 +152,12 @@ class LogFormat:
                 role = {self.sample_id: "sample_id", self.key: "key"}.get(name, "feature_num")
             elif name in self.schema.labels:
                 role = "label"
+            elif name in self.dense:
+                role = "dense"
+            elif name == self.schema.weight:
+                role = "weight"
             else:
-                floats = name in (*self.dense, self.schema.weight)
-                role = "float64" if floats else self.extra_types.get(name, "int64")
+                role = self.extra_types.get(name, "int64")
             kinds.append(_KINDS.index(role))
         counted = "feature_num" in self.columns
         keys = ("hex", "decimal", "text").index(self.key_kind)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +13,9 @@ import pyarrow as pa
 from .._compiled import _native
 from ..machine import usable_cores
 from ..schema import ALI_CCP, Field, Schema, Side
-from .inputs import Files, Inputs, LogFile, log_files
+from .inputs import STANDARD_INPUT, Files, Inputs, LogFile, log_files
 from .log_format import LogFormat
+from .log_report import LogError, SideReport, report_of_keys, require_impressions
 from .record_batches import (
     Layout,
     arrow_schema,
@@ -29,57 +30,6 @@ OnError = Literal["stop", "skip"]
 CHUNK_BYTES = 8 << 20
 """Text per chunk, and so per record batch, in bytes. The cut depends on this alone, not on the
 threads."""
-
-
-class LogError(ValueError):
-    """A log that is not what its grammar says.
-
-    Attributes:
-        file: The file as it was given.
-        line: Line from 1.
-        byte: Offset of the first wrong byte in the decompressed file, from 0.
-        reason: The class of the error, e.g. ``"feature_num_mismatch"``.
-    """
-
-    def __init__(
-        self, message: str, file: str = "", line: int = 0, byte: int = 0, reason: str = ""
-    ):
-        super().__init__(message)
-        self.file, self.line, self.byte, self.reason = file, line, byte, reason
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return LogError, (str(self), self.file, self.line, self.byte, self.reason)
-
-    @staticmethod
-    def at(found: dict[str, Any]) -> LogError:
-        """Returns the error for a place and message as the parser reports them."""
-        text = f"{place(found)}: {found['message']}"
-        return LogError(text, found["file"], found["line"], found["byte"], found["reason"])
-
-
-def place(found: dict[str, Any]) -> str:
-    """Returns ``file:line (byte N)``; of a table ``file: row N``."""
-    if "row" in found:
-        return f"{found['file']}: row {found['row']}"
-    return f"{found['file']}:{found['line']} (byte {found['byte']})"
-
-
-@dataclass
-class SideReport:
-    """What one side's files held. `anomalies` and `rejected`: name -> count, file, line, byte (,
-    message)."""
-
-    rows: int = 0
-    lines: int = 0
-    bytes: int = 0
-    clicks: int = 0
-    conversions: int = 0  # with click
-    common_rows_used: int = 0
-    rows_without: dict[str, int] = field(default_factory=dict)
-    anomalies: dict[str, dict[str, Any]] = field(default_factory=dict)
-    rejected: dict[str, dict[str, Any]] = field(default_factory=dict)
-    occurrences: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    """Field -> (feature ids, counts), both uint64, ids ascending."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +90,7 @@ def read_log(
     reader.require_impressions()
     tables: dict[Side, pa.Table] = {}
     for side in reader.sides:
-        fields, layout = reader.fields(side), reader.layouts[side]
+        fields, layout = reader.schema.of_side(side), reader.layouts[side]
         tables[side] = pa.Table.from_batches(
             [conform(batch, side, fields, layout) for batch, _ in batches[side]],
             schema=arrow_schema(side, fields, layout),
@@ -224,7 +174,8 @@ class LogReader:
     @property
     def synthetic(self) -> bool:
         """Whether `synth` wrote the log."""
-        return any((f.path.parent / "synth.json").exists() for f in self.files["impression"])
+        files = [f.path for f in self.files["impression"] if f.path != STANDARD_INPUT]
+        return any((path.parent / "synth.json").exists() for path in files)
 
     @property
     def promoted_schema(self) -> Schema:
@@ -244,23 +195,18 @@ class LogReader:
         """Whether the impressions have no sample_id and are numbered from 1."""
         return self._fixed is not None and self.format.sample_id not in self.format.columns
 
-    def fields(self, side: Side) -> tuple[Field, ...]:
-        """Returns the fields of one side."""
-        return self.schema.common if side == "common" else self.schema.impression
-
     def read(self, side: Side) -> Iterator[tuple[pa.RecordBatch, Layout]]:
         """Yields the rows of one side in file order, in blocks, each with the layout it is in."""
         if side == "common" and not self.files["common"]:
             yield from self._keys_alone()
             return
         numbered = 0
-        fields = self.fields(side)
+        fields = self.schema.of_side(side)
         layout = self.layouts[side]
         stream = None
         try:
             inputs = [self._inputs.open(file) for file in self.files[side]]
             self.sources[side] = [name for name, _, _ in inputs]
-            plain = all(path for _, path, _ in inputs)
             stream = _native.LogStream(
                 inputs=inputs,
                 common=side == "common",
@@ -285,7 +231,7 @@ class LogReader:
                     self._on_block(side, block)
                 if self._rejects is not None and (lines := block.rejects):
                     self._rejects(lines)
-                if plain:
+                if inputs[block.file][1] is not None:
                     self._inputs.add_plain(block.bytes)
                 if self._advance is not None:
                     self._advance(self._inputs.done, self._inputs.total)
@@ -356,36 +302,14 @@ class LogReader:
 def key_rows(keys: np.ndarray, fields: tuple[Field, ...], layout: Layout) -> pa.RecordBatch:
     """Returns common rows that have a key and no features."""
     schema = arrow_schema("common", fields, layout)
+    starts = pa.array(np.zeros(len(keys) + 1, np.int32))
     absent = [
-        pa.array([[] if pa.types.is_list(f.type) else None] * len(keys), f.type)
+        pa.ListArray.from_arrays(starts, pa.array([], f.type.value_type))
+        if pa.types.is_list(f.type)
+        else pa.nulls(len(keys), f.type)
         for f in list(schema)[1:]
     ]
     return pa.RecordBatch.from_arrays([pa.array(keys), *absent], schema=schema)
-
-
-def report_of_keys(keys: np.ndarray, fields: tuple[Field, ...]) -> SideReport:
-    """Returns the report of `key_rows`."""
-    return SideReport(
-        rows=len(keys),
-        rows_without={f.name: len(keys) for f in fields},
-        occurrences={f.name: (np.empty(0, "u8"), np.empty(0, "u8")) for f in fields},
-    )
-
-
-def require_impressions(reports: dict[Side, SideReport], file: str) -> None:
-    """Raises LogError if there is no impression; `file` is the first of the skeleton files."""
-    if reports["impression"].rows:
-        return
-    errors = merged(reports["common"].rejected, reports["impression"].rejected)
-    if not errors:
-        text = "no impressions; expected at least one line, got only blank ones"
-        raise LogError(f"{file}:1 (byte 0): {text}", file, 1, 0, "bad_file")
-    found = "; ".join(
-        f"{e['count']} x {name}, first {e['first']}: {e['message']}" for name, e in errors.items()
-    )
-    raise LogError(
-        f"{file}: every line was skipped; expected at least one good impression, got {found}", file
-    )
 
 
 def lines_before(path: str, begin: int) -> int:
@@ -399,33 +323,6 @@ def lines_before(path: str, begin: int) -> int:
             lines += block.count(b"\n")
             left -= len(block)
     return lines
-
-
-NOTES = {
-    "crlf": "lines end with \\r\\n",
-    "blank_lines": "lines without a byte",
-    "trailing_separators": "a \\x01 behind the last feature",
-    "no_final_newline": "the last line has no line end: the file may be cut",
-    "empty_lists": "rows without any feature",
-    "duplicate_common_rows": "common rows that repeat an earlier one; stored once",
-    "conversions_without_click": "impressions with conversion 1 and click 0",
-}
-"""What each class of anomaly means."""
-
-
-def merged(*sides: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Returns class -> count, first place in the order in which the files are read, and what it
-    means."""
-    total: dict[str, dict[str, Any]] = {}
-    for side in sides:
-        for name, found in side.items():
-            if name not in total:
-                text = (
-                    {"message": found["message"]} if "message" in found else {"note": NOTES[name]}
-                )
-                total[name] = {"count": 0, "first": place(found), **text}
-            total[name]["count"] += found["count"]
-    return total
 
 
 def _report(stream: Any, fields: tuple[Field, ...]) -> SideReport:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import pyarrow as pa
+
+from .._compiled import _native
 from ..schema import Field, Schema
 
 FORMAT = "esmm_fast dataset"
@@ -49,12 +54,12 @@ def schema_from_dict(stored: Any) -> Schema:
     ...]}``.
 
     Raises:
-        ValueError: An unknown key or side, or no list of fields.
+        ValueError: An unknown key or side, no list of fields, or a value of another type.
     """
     if not isinstance(stored, dict) or not isinstance(stored.get("fields"), list):
         raise ValueError(f"schema: an object with a list 'fields' expected, got {stored!r:.80}")
     known = {f.name for f in dataclass_fields(Field)}
-    fields = []
+    fields: list[dict[str, Any]] = []
     for i, entry in enumerate(stored["fields"]):
         if not isinstance(entry, dict) or "name" not in entry or not set(entry) <= known:
             raise ValueError(
@@ -66,14 +71,22 @@ def schema_from_dict(stored: Any) -> Schema:
                 f"schema: fields[{i}]: side 'common' or 'impression' expected, "
                 f"got {entry['side']!r}"
             )
-        fields.append(Field(**entry))
+        fields.append(entry)
     others = {f.name for f in dataclass_fields(Schema)} - {"fields"}
     if unknown := set(stored) - others - {"fields"}:
         raise ValueError(f"schema: keys {sorted(others)} expected, got {sorted(unknown)}")
-    given: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in stored.items() if k in others
-    }
-    return Schema(tuple(fields), **given)
+    try:
+        return msgspec.convert({**stored, "fields": fields}, Schema)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"schema: {error}") from None
+
+
+def stored_schema(folder: Path, manifest: dict[str, Any]) -> Schema:
+    """Returns the schema of the manifest of `folder`; raises DatasetError if it is none."""
+    try:
+        return schema_from_dict(manifest["schema"])
+    except ValueError as error:
+        raise DatasetError(f"{folder / FILE_NAME} is damaged: {error}") from None
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any], format: str = FORMAT) -> None:
@@ -112,13 +125,16 @@ def read_manifest(folder: Path, format: str = FORMAT) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DatasetError(f"{path} is damaged: JSON expected, got {error}") from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found == SHARD_FORMAT != format:
-        part, parts = manifest["shard"]["part"], manifest["shard"]["parts"]
-        raise DatasetError(
-            f"{folder} is shard {part}/{parts} of a dataset, which alone cannot be read or trained "
-            f"on; expected a dataset: join all {parts} with `esmm-fast merge SHARD... --out "
-            "DATASET`"
-        )
+    if found == SHARD_FORMAT:
+        shard = manifest.get("shard")
+        if not isinstance(shard, dict) or not {"part", "parts"} <= set(shard):
+            raise DatasetError(f"{path} is damaged: shard: part and parts expected, got {shard!r}")
+        if found != format:
+            raise DatasetError(
+                f"{folder} is shard {shard['part']}/{shard['parts']} of a dataset, which alone "
+                "cannot be read or trained on; expected a dataset: join all "
+                f"{shard['parts']} with `esmm-fast merge SHARD... --out DATASET`"
+            )
     if found == FORMAT != format:
         raise DatasetError(f"{folder} is a whole dataset; expected a shard (`prepare --shard`)")
     if found != format:
@@ -131,10 +147,16 @@ def read_manifest(folder: Path, format: str = FORMAT) -> dict[str, Any]:
             f"({manifest.get('written_by', {}).get('esmm_fast', 'unknown')}), "
             "or prepare the log again"
         )
-    if missing := {"schema", "files", "impressions", "common_rows"} - set(manifest):
+    needed = {"schema", "files", "impressions", "common_rows"}
+    if format == SHARD_FORMAT:
+        needed |= {"inputs", "reports", "fixed"}
+    if missing := needed - set(manifest):
         raise DatasetError(f"{path} is damaged: it lacks {sorted(missing)}")
-    for name in DATA_FILES if format == FORMAT else manifest["files"]:
-        expected = manifest["files"].get(name, {}).get("bytes")
+    files = manifest["files"]
+    if not isinstance(files, dict) or not all(isinstance(facts, dict) for facts in files.values()):
+        raise DatasetError(f"{path} is damaged: files: sizes and checksums expected, got {files!r}")
+    for name in DATA_FILES if format == FORMAT else files:
+        expected = files.get(name, {}).get("bytes")
         data = folder / name
         if not data.exists():
             raise DatasetError(f"{folder} is damaged: {name} is missing")
@@ -143,6 +165,36 @@ def read_manifest(folder: Path, format: str = FORMAT) -> dict[str, Any]:
                 f"{data} is damaged: expected {expected} bytes, got {data.stat().st_size}"
             )
     return manifest
+
+
+def verify_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raises DatasetError if a file does not have the checksum that the manifest says."""
+    buffer = memoryview(bytearray(1 << 24))
+    for name, facts in manifest["files"].items():
+        checksum = _native.Xxh64()
+        with open(folder / name, "rb", buffering=0) as file:
+            while size := file.readinto(buffer):
+                checksum.update(buffer[:size])
+        if checksum.hexdigest() != facts.get("xxh64"):
+            raise DatasetError(
+                f"{folder / name} is damaged: expected checksum {facts.get('xxh64')}, "
+                f"got {checksum.hexdigest()}"
+            )
+
+
+def open_mapped(path: Path) -> pa.RecordBatchFileReader:
+    """Returns a data file opened without reading it.
+
+    Raises:
+        DatasetError: It is no Arrow file.
+        OSError: It cannot be read.
+    """
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path)))
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise type(error)(f"{path} cannot be read: {os.strerror(error.errno)}") from error
+        raise DatasetError(f"{path} is damaged: an Arrow IPC file expected, got {error}") from error
 
 
 def _likely(folder: Path) -> str:

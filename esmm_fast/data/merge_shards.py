@@ -16,10 +16,12 @@ import pyarrow.compute as pc
 
 from .._compiled import _native
 from ..progress import Progress
-from ..schema import Field, Schema, Side
+from ..schema import Schema, Side
 from ..staging import staged_directory
+from ..vocabulary import summed_counts
 from .dataset_files import TABLES, write_dataset
-from .logs import LogError, SideReport, key_rows, report_of_keys, require_impressions
+from .log_report import LogError, SideReport, report_of_keys, require_impressions
+from .logs import key_rows
 from .record_batches import Layout, narrowed, needed_layout, promoted_schema
 from .shards import Shard, in_order
 
@@ -99,6 +101,9 @@ class MergedShards:
         self.label_counts = {name: sum(c[name] for c in counts) for name in counts[0]}
         self._skips = self._manifest["on_error"] == "skip"
         self._keys = _native.KeyMap()
+        self._keys_of: list[pa.Table] = []  # of each shard; this and the next two: see _match
+        self._rows: list[np.ndarray] = []  # the common row of each of them
+        self._is_missing = False  # a key has no common row
         self._removed: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         self._done = 0
         self._total = sum(
@@ -121,15 +126,11 @@ class MergedShards:
         """Raises LogError if the log holds no impression."""
         require_impressions(self.reports, self.sources["impression"][0])
 
-    def fields(self, side: Side) -> tuple[Field, ...]:
-        """Returns the fields of one side."""
-        return self._shards[0].fields(side)
-
     def read(self, side: Side) -> Iterator[tuple[pa.RecordBatch, Layout]]:
         """Yields the rows of one side in file order, in the record batches of the shards."""
         if side == "common" and self._is_discovered:
             keys = self._keys.keys() if self._manifest["keyed"] else np.empty(0, np.uint64)
-            fields, layout = self.fields(side), self.layouts[side]
+            fields, layout = self.schema.of_side(side), self.layouts[side]
             self.reports[side] = report_of_keys(keys, fields)
             if len(keys):
                 yield key_rows(keys, fields, layout), layout
@@ -224,7 +225,9 @@ class MergedShards:
                 if batch.num_rows:
                     layout = self.layouts["impression"]
                     if self._is_missing:
-                        batch = narrowed(batch, "impression", self.fields("impression"), layout)
+                        batch = narrowed(
+                            batch, "impression", self.schema.of_side("impression"), layout
+                        )
                     yield batch
         report.common_rows_used = (
             len(self._keys) if self._is_discovered or not has_common_row else int(used.sum())
@@ -277,7 +280,7 @@ class MergedShards:
 
     def _layout_of_the_kept(self) -> Layout:
         """Returns the layout that the impressions with a common row need."""
-        fields = self.fields("impression")
+        fields = self.schema.of_side("impression")
         layout = Layout.of(fields, self.layouts["impression"].fixed)
         for file, shard, _ in self._parts("impression"):
             for batch in shard.batches(TABLES["impression"], "impression", file):
@@ -315,7 +318,7 @@ class MergedShards:
         reports = [shard.report(side) for shard in self._shards]
         for name in ("rows", "lines", "bytes", "clicks", "conversions"):
             setattr(total, name, sum(getattr(report, name) for report in reports))
-        names = [field.name for field in self.fields(side)]
+        names = [field.name for field in self.schema.of_side(side)]
         total.rows_without = {n: sum(r.rows_without[n] for r in reports) for n in names}
         for name in ("anomalies", "rejected"):
             tallies = [getattr(report, name) for report in reports]
@@ -397,7 +400,7 @@ class MergedShards:
     def _remove(self, side: Side, gone: pa.RecordBatch, report: SideReport) -> None:
         """Takes back what the shards counted of rows that are not stored."""
         report.rows -= gone.num_rows
-        for field in self.fields(side):
+        for field in self.schema.of_side(side):
             column = gone.column(field.name)
             if pa.types.is_list(column.type):
                 empty = int(pc.sum(pc.equal(pc.list_value_length(column), 0)).as_py())
@@ -412,7 +415,7 @@ class MergedShards:
     def _occurrences(self, side: Side) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Returns field -> (feature ids ascending, counts) of the rows that are stored."""
         parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-        names = {field.name for field in self.fields(side)}
+        names = {field.name for field in self.schema.of_side(side)}
         for shard in self._shards:
             reader = shard.open("counts.arrow")
             for i in range(reader.num_record_batches):
@@ -422,19 +425,7 @@ class MergedShards:
         found = {}
         for name in names:
             added, removed = parts.get(name, []), self._removed.get(name, [])
-            ids = np.concatenate([np.empty(0, np.uint64), *(p[0] for p in (*added, *removed))])
-            counts = np.concatenate(
-                [
-                    np.empty(0, np.int64),
-                    *(p[1].astype(np.int64) for p in added),
-                    *(-p[1].astype(np.int64) for p in removed),
-                ]
-            )
-            order = np.argsort(ids, kind="stable")
-            ids, counts = ids[order], counts[order]
-            starts = np.flatnonzero(np.concatenate([[True], ids[1:] != ids[:-1]])[: len(ids)])
-            counts = np.add.reduceat(counts, starts) if len(ids) else counts
-            ids = ids[starts]
+            ids, counts = summed_counts([*added, *((i, -n) for i, n in removed)])
             found[name] = ids[counts > 0], counts[counts > 0].astype(np.uint64)
         return found
 

@@ -15,6 +15,7 @@ from .find_logs import Meter, find_logs
 from .inputs import Files, PathLike
 from .log_format import LogFormat, read_format
 from .logs import CHUNK_BYTES, LogReader, OnError
+from .record_batches import check_columns
 from .shards import Shard, part_of, write_shard
 from .tables import TableReader
 
@@ -92,13 +93,19 @@ def prepare(
         raise ValueError(f"rejects: on_error='skip' expected with it, got {on_error!r}")
     if shard is not None and table is not None:
         raise ValueError("shard: the text files of a log expected with it, got a table")
-    format = schema if isinstance(schema, Schema | LogFormat) else read_format(Path(schema))
+    format = _format(schema, is_text=table is None)
     if table is not None:
-        if logdir is not None or skeleton not in (None, ()):
+        if logdir is not None or not _is_nothing(skeleton):
             raise ValueError("table, or logdir, or skeleton expected, got several")
-        if on_error == "skip":
-            raise ValueError("on_error: 'stop' expected with a table: its first bad row ends it")
-        several = None if isinstance(common, tuple | list) and not common else common
+        if on_error != "stop":
+            raise ValueError(
+                "on_error: 'stop' expected with a table, whose first bad row ends it, got "
+                f"{on_error!r}"
+            )
+        of_text = {"threads": threads is not None, "chunk_bytes": chunk_bytes != CHUNK_BYTES}
+        for name in (n for n, is_given in of_text.items() if is_given):
+            raise ValueError(f"{name}: the text files of a log expected with it, got a table")
+        several = None if _is_nothing(common) else common
         return _prepare_table(table, several, format, out, check, progress)
     logs = find_logs(logdir, skeleton, common)
     part = None if shard is None else part_of(shard, logs, check or rejects is not None)
@@ -133,6 +140,27 @@ def prepare(
     if "" in logs:
         return kind(Path(out))
     return {half: kind(Path(out) / half) for half in logs}
+
+
+# ---- What is given
+
+
+def _is_nothing(files: Any) -> bool:
+    return files is None or (isinstance(files, tuple | list) and not files)
+
+
+def _format(schema: Schema | LogFormat | PathLike, is_text: bool) -> Schema | LogFormat:
+    """Returns the format; what is wrong with that of a file names the file."""
+    if isinstance(schema, Schema | LogFormat):
+        return schema
+    format = read_format(Path(schema))
+    try:
+        check_columns(format.schema)
+        if is_text:
+            format.check_text()
+    except ValueError as error:
+        raise ValueError(f"{schema}: {error}") from None
+    return format
 
 
 # ---- What to write

@@ -3,7 +3,7 @@ schema says.
 
 A file of a dataset has one Arrow schema. Where the log needs a wider one (a field holds two
 occurrences in a row, has a value other than 1, or an id beyond 32 bits), later blocks come in the
-wider layout and what is already there is widened by `conform`: nothing is read twice and nothing is
+wider layout and what is already there is widened by `conform`: no text is read again and nothing is
 dropped.
 """
 

@@ -15,17 +15,20 @@ import pyarrow as pa
 
 from .. import __version__
 from .._compiled import _native
-from ..schema import Field, Schema, Side
+from ..schema import Schema, Side
 from .dataset_files import TABLES, HashedFile, TableFile, write_counts
 from .find_logs import Log
 from .inputs import STANDARD_INPUT, LogFile
-from .logs import LogReader, SideReport
+from .log_report import SideReport
+from .logs import LogReader
 from .manifest import (
     SHARD_FORMAT,
     DatasetError,
+    open_mapped,
     read_manifest,
-    schema_from_dict,
     schema_to_dict,
+    stored_schema,
+    verify_files,
     write_manifest,
 )
 from .record_batches import Layout
@@ -69,7 +72,7 @@ class Shard:
         self.manifest: dict[str, Any] = read_manifest(self.path, SHARD_FORMAT)
         self.part: int = self.manifest["shard"]["part"]
         self.parts: int = self.manifest["shard"]["parts"]
-        self.schema: Schema = schema_from_dict(self.manifest["schema"])
+        self.schema: Schema = stored_schema(self.path, self.manifest)
 
     def __repr__(self) -> str:
         return f"Shard({str(self.path)!r}: {self.part}/{self.parts})"
@@ -99,24 +102,14 @@ class Shard:
 
     def verify(self) -> None:
         """Raises DatasetError if a file is not what `prepare` wrote."""
-        for name, facts in self.manifest["files"].items():
-            found = _checksum(self.path / name)
-            if found != facts["xxh64"]:
-                raise DatasetError(
-                    f"{self.path / name} is damaged: expected checksum {facts['xxh64']}, "
-                    f"got {found}"
-                )
+        verify_files(self.path, self.manifest)
 
     # ---- For merging
-
-    def fields(self, side: Side) -> tuple[Field, ...]:
-        """Returns the fields of one side."""
-        return self.schema.common if side == "common" else self.schema.impression
 
     def layout(self, side: Side) -> Layout:
         """Returns the layout that the tables of one side are in."""
         stored = self.open(TABLES[side]).schema
-        fields = self.fields(side)
+        fields = self.schema.of_side(side)
         names = [f.name for f in fields]
         types = [stored.field(n).type for n in names]
         ids = [t.value_type if pa.types.is_list(t) else t for t in types]
@@ -134,12 +127,7 @@ class Shard:
 
     def open(self, name: str) -> pa.RecordBatchFileReader:
         """Opens one of the files, mapped."""
-        try:
-            return pa.ipc.open_file(pa.memory_map(str(self.path / name)))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DatasetError(
-                f"{self.path / name} is damaged: an Arrow IPC file expected, got {error}"
-            ) from error
+        return open_mapped(self.path / name)
 
     def batches(self, name: str, side: Side, file: int) -> Iterator[pa.RecordBatch]:
         """Yields the record batches of a table that come from file number `file` of a side."""
@@ -233,7 +221,9 @@ def part_of(shard: tuple[int, int], logs: dict[str, Log], is_checked: bool) -> t
     Raises:
         ValueError: Naming the file that is not plain, or the option that does not go with it.
     """
-    part, parts = parse_shard("/".join(map(str, shard)))
+    part, parts = shard
+    if not 1 <= part <= parts:
+        raise ValueError(f"shard: expected (i, n) with i from 1 to n, got {shard}")
     if is_checked:
         raise ValueError("shard: expected without check and rejects, got it with one of them")
     for skeleton, common in logs.values():
@@ -275,7 +265,7 @@ def write_shard(
     try:
         for side in reader.sides:
             table = TableFile(
-                folder / TABLES[side], side, reader.fields(side), reader.layouts[side]
+                folder / TABLES[side], side, reader.schema.of_side(side), reader.layouts[side]
             )
             try:
                 for batch, layout in reader.read(side):
@@ -370,12 +360,3 @@ def _identity(path: Path) -> dict[str, Any]:
         file.seek(max(0, size - _ENDS))
         checksum.update(file.read(_ENDS))
     return {"name": str(path), "bytes": size, "fingerprint": checksum.hexdigest()}
-
-
-def _checksum(path: Path) -> str:
-    checksum = _native.Xxh64()
-    with open(path, "rb", buffering=0) as file:
-        buffer = memoryview(bytearray(1 << 24))
-        while size := file.readinto(buffer):
-            checksum.update(buffer[:size])
-    return str(checksum.hexdigest())

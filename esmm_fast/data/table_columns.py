@@ -187,6 +187,17 @@ def floats(batch: pa.RecordBatch, name: str) -> np.ndarray:
     return _floats(name, column)
 
 
+def weights(batch: pa.RecordBatch, name: str) -> np.ndarray:
+    """Returns a column of finite numbers of at least 0 as float32 [rows]."""
+    values = floats(batch, name)
+    if (values < 0).any():
+        at = int(np.argmax(values < 0))
+        raise ColumnError(
+            f"weight {name!r}: a number of at least 0 expected, got {batch.column(name)[at]}", at
+        )
+    return values
+
+
 def label(batch: pa.RecordBatch, name: str) -> np.ndarray:
     """Returns a label column, 0 or 1 (or false and true) in every row, as uint8 [rows]."""
     column = batch.column(name)
@@ -253,8 +264,9 @@ def content_hashes(several: list[Bags], rows: int, key: np.ndarray | None) -> np
         for bag in several:
             place = np.arange(len(bag.ids)) - np.repeat(bag.offsets[:-1], np.diff(bag.offsets))
             items = _mixed(bag.ids + np.uint64(seed))
-            if bag.values is not None:
-                items = _mixed(items ^ bag.values.view(np.uint32).astype(np.uint64))
+            if bag.values is not None:  # 1 is what an absent value means
+                bits = bag.values.view(np.uint32) ^ np.float32(1).view(np.uint32)
+                items = np.where(bits, _mixed(items ^ bits.astype(np.uint64)), items)
             items = _mixed(items + place.astype(np.uint64))
             sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(items, dtype=np.uint64)])
             own = sums[bag.offsets[1:]] - sums[bag.offsets[:-1]]
@@ -268,16 +280,6 @@ def _mixed(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
-
-
-def counted(ids: list[np.ndarray], counts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the counts of several parts added up: (ids ascending, counts), both uint64."""
-    if not ids:
-        return np.empty(0, np.uint64), np.empty(0, np.uint64)
-    distinct, at = np.unique(np.concatenate(ids), return_inverse=True)
-    total = np.zeros(len(distinct), np.uint64)
-    np.add.at(total, at, np.concatenate(counts))
-    return distinct, total
 
 
 def extra(column: Any) -> pa.Array:

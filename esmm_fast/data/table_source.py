@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from .log_report import LogError
 
 ROWS = 1 << 16
 """Rows of a record batch at most."""
@@ -28,9 +31,9 @@ class Source:
             self.name, self._file = str(table), Path(table)
             self._kind = _kind(self._file)
             self.bytes = self._file.stat().st_size
-            self.schema = (
-                self._open().schema_arrow if self._kind == "parquet" else self._open().schema
-            )
+            with self._reading():
+                opened = self._open()
+                self.schema = opened.schema_arrow if self._kind == "parquet" else opened.schema
             return
         self.name, self._kind = f"table {number}", "memory"
         if hasattr(table, "to_arrow"):  # polars
@@ -50,8 +53,36 @@ class Source:
             return pq.ParquetFile(self._file, memory_map=True)
         return pa.ipc.open_file(pa.memory_map(str(self._file)))
 
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Makes an error of pyarrow one that names the table."""
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise type(error)(error.errno, os.strerror(error.errno), self.name) from error
+            raise LogError(
+                f"{self.name} is damaged: a table of {self._kind.capitalize()} expected, got "
+                f"{error}",
+                self.name,
+                reason="bad_file",
+            ) from error
+
     def batches(self, names: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, float]]:
-        """Yields the rows with these columns, and which share of the table is read by then."""
+        """Yields the rows with these columns, and which share of the table is read by then.
+
+        Raises:
+            LogError: The file is damaged.
+        """
+        stored = self._stored(names)
+        while True:
+            with self._reading():
+                read = next(stored, None)
+            if read is None:
+                return
+            yield read
+
+    def _stored(self, names: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, float]]:
         if self._kind == "parquet":
             with self._open() as file:
                 rows, done = max(1, file.metadata.num_rows), 0

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from .._compiled import _native
 from ..data import table_columns
 from ..schema import Field, Schema, Side
+from ..vocabulary import summed_counts
 from .log_format import LogFormat
-from .logs import LogError, SideReport
+from .log_report import LogError, SideReport
 from .record_batches import Layout, arrow_schema, check_columns, promoted_schema
 from .table_columns import Bags, ColumnError
 from .table_source import Source, sources
@@ -67,17 +69,13 @@ class TableReader:
             ),
         }
         self._common_row = np.empty(0, np.uint32)  # joined: of every impression
-        self._row_of_key = np.empty((0, 2), np.uint64)  # sorted (key, common row)
+        self._rows_of_keys = _native.KeyMap()  # of the tables of common rows
         self._advance, self._done = advance, 0
 
     @property
     def promoted_schema(self) -> Schema:
         """The schema, with `multi` and `weighted` as the tables have them."""
         return promoted_schema(self.schema, self.layouts["common"], self.layouts["impression"])
-
-    def fields(self, side: Side) -> tuple[Field, ...]:
-        """Returns the fields of one side."""
-        return self.schema.common if side == "common" else self.schema.impression
 
     def require_impressions(self) -> None:
         """Raises LogError if the tables hold no impression."""
@@ -88,7 +86,7 @@ class TableReader:
     def read(self, side: Side) -> Iterator[tuple[pa.RecordBatch, Layout]]:
         """Yields the rows of one side in order, in batches, each with the layout it is in."""
         self.reports[side] = SideReport()
-        counts = _Counts(self.fields(side), self.layouts[side].weighted)
+        counts = _Counts(self.schema.of_side(side))
         if side == "impression":
             yield from self._read_impressions(counts)
         elif self._common:
@@ -166,7 +164,7 @@ class TableReader:
     def _bags(self, batch: pa.RecordBatch, side: Side) -> list[Bags]:
         return [
             table_columns.bags(batch, f, f"{f.name}_value" in batch.schema.names)
-            for f in self.fields(side)
+            for f in self.schema.of_side(side)
         ]
 
     def _built(
@@ -181,7 +179,7 @@ class TableReader:
         self.layouts[side] |= layout
         arrays = [pa.array(column) for column in fixed.values()]
         arrays += [array for b in several for array in b.arrays(layout.wide)]
-        schema = arrow_schema(side, self.fields(side), layout)
+        schema = arrow_schema(side, self.schema.of_side(side), layout)
         return pa.RecordBatch.from_arrays(arrays, schema=schema), layout
 
     def _read_impressions(self, counts: _Counts) -> Iterator[tuple[pa.RecordBatch, Layout]]:
@@ -204,7 +202,7 @@ class TableReader:
                         fixed["common_row"] = rows
                         used[rows] = True
                     several = self._bags(batch, "impression")
-                counts.add(several, batch.num_rows)
+                counts.add(several)
                 report.rows += batch.num_rows
                 ordered = {n: fixed[n] for n in self.layouts["impression"].fixed.names}  # type: ignore[union-attr]
                 yield self._built("impression", ordered, several)
@@ -238,7 +236,7 @@ class TableReader:
                 pa.array(dense.reshape(-1)), len(own.dense)
             )
         if self.schema.weight is not None:
-            fixed[self.schema.weight] = table_columns.floats(batch, self.schema.weight)
+            fixed[self.schema.weight] = table_columns.weights(batch, self.schema.weight)
         for name in self.schema.extra:
             fixed[name] = table_columns.extra(batch.column(name))
         return fixed
@@ -249,9 +247,8 @@ class TableReader:
         """Reads tables of common rows; a key that comes again must have the same row."""
         assert self._key is not None
         report = self.reports["common"]
-        known: dict[int, tuple[int, str]] = {}  # key -> its contents, its place
-        all_keys = []
-        for source in self._common:
+        origins = np.zeros(0, [("content", np.uint64), ("table", np.uint32), ("row", np.uint64)])
+        for table, source in enumerate(self._common):
             names = [self._key, *self._names(self.schema.common, source)]
             if self._key not in source.schema.names:
                 raise ValueError(f"{source.name}: no column {self._key!r}, the key of common rows")
@@ -259,42 +256,40 @@ class TableReader:
                 with _place(source, row):
                     keys = table_columns.keys(batch, self._key)
                     several = self._bags(batch, "common")
-                    hashes = table_columns.content_hashes(several, len(keys), None)
-                    new = np.ones(len(keys), bool)
-                    for i, (key, content) in enumerate(
-                        zip(keys.tolist(), hashes[:, 0].tolist(), strict=True)
-                    ):
-                        place = f"{source.name}: row {row + i + 1}"
-                        before = known.setdefault(key, (content, place))
-                        new[i] = before[1] is place
-                        if before[0] != content:
-                            raise ColumnError(
-                                f"key {batch.column(self._key)[i]}: a second common row with other "
-                                f"contents; expected those of {before[1]}",
-                                i,
-                            )
+                    contents = table_columns.content_hashes(several, len(keys), None)[:, 0]
+                    rows, new = self._rows_of_keys.insert(keys)
+                    if len(self._rows_of_keys) > len(origins):
+                        origins.resize(2 * len(self._rows_of_keys), refcheck=False)
+                    origins["content"][rows[new]] = contents[new]
+                    origins["table"][rows[new]] = table
+                    origins["row"][rows[new]] = row + 1 + np.flatnonzero(new)
+                    other = origins["content"][rows] != contents
+                    if other.any():
+                        at = int(np.argmax(other))
+                        first = origins[rows[at]]
+                        raise ColumnError(
+                            f"key {batch.column(self._key)[at]}: a second common row with other "
+                            f"contents; expected those of {self._common[first['table']].name}: "
+                            f"row {first['row']}",
+                            at,
+                        )
                 if not new.all():
                     found = {"count": 0, "file": source.name, "row": row + int(np.argmin(new)) + 1}
                     report.anomalies.setdefault("duplicate_common_rows", found)["count"] += int(
                         (~new).sum()
                     )
                     several = self._bags(batch.filter(pa.array(new)), "common")
-                all_keys.append(keys[new])
-                counts.add(several, int(new.sum()))
+                counts.add(several)
                 report.rows += int(new.sum())
                 yield self._built("common", {"key": keys[new]}, several)
-        joined = np.concatenate([*all_keys, np.empty(0, np.uint64)])
-        order = np.argsort(joined, kind="stable")
-        self._row_of_key = np.stack([joined[order], order.astype(np.uint64)], axis=1)
 
     def _found(self, batch: pa.RecordBatch) -> np.ndarray:
         """Returns the common row of every impression, by its key."""
         assert self._key is not None
-        keys, known = table_columns.keys(batch, self._key), self._row_of_key
-        if not len(known):
+        if not len(self._rows_of_keys):
             raise ColumnError("the tables of the common rows are empty", 0)
-        at = np.minimum(np.searchsorted(known[:, 0], keys), len(known) - 1)
-        missing = known[at, 0] != keys
+        rows = self._rows_of_keys.find(table_columns.keys(batch, self._key))
+        missing = rows == np.iinfo(np.uint32).max
         if missing.any():
             row = int(np.argmax(missing))
             raise ColumnError(
@@ -302,7 +297,7 @@ class TableReader:
                 f"{', '.join(self.sources['common'])}",
                 row,
             )
-        return known[at, 1].astype(np.uint32)
+        return rows
 
     def _read_joined(self, counts: _Counts) -> Iterator[tuple[pa.RecordBatch, Layout]]:
         """Finds the common rows of tables that hold them beside each impression."""
@@ -329,7 +324,7 @@ class TableReader:
                 new = starts[np.sort(first[rows[first] >= before])]
                 if len(new):
                     several = self._bags(batch.take(pa.array(new)), "common")
-                    counts.add(several, len(new))
+                    counts.add(several)
                     report.rows += len(new)
                     # With fields, a key can have several common rows: then the key is their hash.
                     own = keys if keys is not None and not self.schema.common else hashes[:, 0]
@@ -340,29 +335,26 @@ class TableReader:
 class _Counts:
     """Occurrences of every id, and rows without any, field by field."""
 
-    def __init__(self, fields: tuple[Field, ...], weighted: tuple[bool, ...]):
+    def __init__(self, fields: tuple[Field, ...]):
         self._fields = fields
-        self._ids: list[list[np.ndarray]] = [[] for _ in fields]
-        self._counts: list[list[np.ndarray]] = [[] for _ in fields]
+        self._parts: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in fields]
         self._waiting = [0] * len(fields)
         self._without = [0] * len(fields)
 
-    def add(self, several: list[Bags], rows: int) -> None:
+    def add(self, several: list[Bags]) -> None:
         for i, b in enumerate(several):
-            ids, counts = np.unique(b.ids, return_counts=True)
-            self._ids[i].append(ids)
-            self._counts[i].append(counts.astype(np.uint64))
-            self._waiting[i] += len(ids)
+            self._parts[i].append(np.unique(b.ids, return_counts=True))
+            self._waiting[i] += len(self._parts[i][-1][0])
             self._without[i] += int((np.diff(b.offsets) == 0).sum())
             if self._waiting[i] > _COUNTED_TOGETHER:
-                total = table_columns.counted(self._ids[i], self._counts[i])
-                self._ids[i], self._counts[i] = [total[0]], [total[1]]
+                self._parts[i] = [summed_counts(self._parts[i])]
                 self._waiting[i] = 0
 
     def write(self, report: SideReport) -> None:
         for i, field in enumerate(self._fields):
             report.rows_without[field.name] = self._without[i]
-            report.occurrences[field.name] = table_columns.counted(self._ids[i], self._counts[i])
+            ids, counts = summed_counts(self._parts[i])
+            report.occurrences[field.name] = ids, counts.astype(np.uint64)
 
 
 class _place:
