@@ -1,4 +1,4 @@
-"""Does ESMM collapse? Twenty seeds as this package trains it, and the public failure beside it.
+"""Does ESMM collapse? Many seeds as this package trains it, and the public failure beside it.
 
 python bench/collapse.py [--part ours|failure|all] [--json]. "ours": ESMM and ESMM-NS in float32 and
 bfloat16 autocast. "failure": the towers in plain layers whose logits stay in autocast's precision,

@@ -21,7 +21,7 @@ import esmm_fast as ef
 from esmm_fast.catalogue import METHODS
 from esmm_fast.config import Settings
 from esmm_fast.evaluation import Predictions
-from esmm_fast.methods import fit_method
+from esmm_fast.methods import Trained, fit_method
 
 BASELINE = "whole groups, LazyAdam, float32, min-count 5, 1 epoch"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -31,6 +31,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bfloat16 towers": {"precision": "bfloat16"},
     "min-count 1": {"min_count": 1},
     "min-count 10": {"min_count": 10},
+    "row of unknown ids 0 in the test": {"known_alone": True},
+    "min-count 1, row of unknown ids 0 in the test": {"min_count": 1, "known_alone": True},
     "3 epochs": {"epochs": 3},
     "dense Adam": {"table_optimizer": "adam"},
     "towers of 360-200-80": {"hidden": (360, 200, 80)},
@@ -44,8 +46,12 @@ def trained(
     method: str,
     seed: int,
     precision: str = "float32",
+    known_alone: bool = False,
 ) -> tuple[Predictions, dict[str, Any]]:
-    """Returns the predictions for the test set after a training, and its steps and speed."""
+    """Returns the predictions for the test set after a training, and its steps and speed.
+
+    `known_alone`: ids that the vocabulary does not know add nothing to the test's bags.
+    """
     if settings.min_count not in vocabularies:
         vocabularies[settings.min_count] = ef.Vocabulary.from_dataset(
             log.train, min_count=settings.min_count
@@ -54,6 +60,8 @@ def trained(
     autocast = partial(torch.autocast, "cpu", torch.bfloat16)
     with autocast() if precision == "bfloat16" else nullcontext():
         done = fit_method(METHODS[method], log.train, vocabulary, settings, seed=seed)
+        if known_alone:
+            without_unknown(done)
         found = done.predict(log.test, vocabulary, settings)
     history = next(iter(done.histories.values()))
     rows = sum(vocabulary.rows(table) for table in vocabulary.tables)
@@ -63,6 +71,14 @@ def trained(
         "training_seconds": history.seconds,
         "rows": rows,
     }
+
+
+def without_unknown(trained: Trained) -> None:
+    """Sets row 0 of each table, that of the ids without a row of their own, to 0."""
+    for network in trained.networks.values():
+        for tables in network.embedding_tables():  # type: ignore[operator]
+            with torch.no_grad():
+                tables.weight[list(tables.schema.row_bases.values())] = 0
 
 
 def run(asked: argparse.Namespace) -> None:
@@ -80,14 +96,12 @@ def run(asked: argparse.Namespace) -> None:
     for seed in range(1, asked.seeds + 1):
         for variant, changed in chosen.items():
             changed = dict(changed)
-            precision = changed.pop("precision", "float32")
+            how = {k: changed.pop(k) for k in ("precision", "known_alone") if k in changed}
             settings = msgspec.structs.replace(base, seed=seed, **changed)
             found.run(
                 variant,
                 seed,
-                partial(
-                    trained, log, vocabularies, settings, asked.method, seed, precision=precision
-                ),
+                partial(trained, log, vocabularies, settings, asked.method, seed, **how),
             )
     found.finish(BASELINE, asked.json)
 
