@@ -50,8 +50,9 @@ Parts plan_parts_cpu(Tensor rows, Tensor offsets, Tensor segment_ptr, Tensor occ
   expect_vector(offsets, ScalarType::Int, -1, "offsets");
   expect_vector(segment_ptr, ScalarType::Int, -1, "segment_ptr");
   const int64_t occurrences = rows.size(0);
-  expect_bounds(offsets, occurrences, 0, "offsets", "occurrences");
-  expect_bounds(segment_ptr, occurrences, 1, "segment_ptr", "occurrences");
+  expect_bounds(offsets, occurrences, "offsets", "occurrences");
+  expect_bounds(segment_ptr, occurrences, "segment_ptr", "occurrences");
+  expect_distinct(segment_ptr, "segment_ptr");
   expect_vector(occurrence_by_row, ScalarType::Int, occurrences, "occurrence_by_row");
   expect_inside(occurrence_by_row, occurrences, "occurrence_by_row", "the batch", "occurrences");
   const int64_t bags = offsets.size(0) - 1, touched = segment_ptr.size(0) - 1;
