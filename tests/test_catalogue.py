@@ -154,7 +154,7 @@ def test_division_is_a_raw_ratio() -> None:
     pctcvr = np.array([0.1, 0.4, 0.2, 0.0], np.float32)
     found = divided(Predictions(labels, pctr=pctr), Predictions(labels, pctcvr=pctcvr))
     assert found.pcvr.tolist() == [pytest.approx(0.2), pytest.approx(4.0), np.inf, 0.0]
-    assert found.pctr is None
+    assert found.pctr is pctr  # what corrects pCTCVR after a down-sampling
     with pytest.raises(ValueError, match="expected a pctr of the one and a pctcvr of the other"):
         divided(Predictions(labels), Predictions(labels, pctcvr=pctcvr))
 

@@ -52,8 +52,11 @@ def test_a_misspelt_method_is_answered_with_the_nearest(
 ) -> None:
     sets = ["--train", synthetic_log.train_path, "--test", synthetic_log.test_path]
     for methods, hint in (
-        ("base,esm", "unknown name 'esm'; did you mean 'esmm'? expected one of all, base, aman, "),
-        ("nothing", "unknown name 'nothing'; expected one of all, base, aman, "),
+        (
+            "base,esm",
+            "unknown name 'esm'; did you mean 'esmm'? expected one of all, steps, base, aman, ",
+        ),
+        ("nothing", "unknown name 'nothing'; expected one of all, steps, base, aman, "),
     ):
         options = [*sets, "--methods", methods, "--out", tmp_path / "out"]
         status, _, error = call(capsys, "compare", *options)

@@ -65,8 +65,8 @@ def test_lines_name_every_table_and_its_fields() -> None:
     found = memory.of_training(build, SCHEMA, SETTINGS)
     first, user, item = found.lines()
     assert first == (
-        "memory: about 309.3 KiB: tables 267.5 KiB (1,070 rows with the optimizer's state), "
-        "towers 8.8 KiB, a batch 33.0 KiB; 459.8 KiB while a checkpoint is written"
+        "memory: about 275.8 KiB: tables 234.1 KiB (1,070 rows with the optimizer's state), "
+        "towers 8.8 KiB, a batch 33.0 KiB; 426.3 KiB while a checkpoint is written"
     )
     assert user.split() == ["user", "1,000", "rows", "218.8", "KiB"]
     assert item.endswith("(fields seen, item)")
@@ -79,7 +79,7 @@ def test_too_much_is_refused_by_name() -> None:
     with pytest.raises(MemoryError) as error:
         found.check(found.peak - 1)
     assert str(error.value).startswith(
-        "the training needs about 459.8 KiB: tables 418.0 KiB (1,070 rows with the "
+        "the training needs about 426.3 KiB: tables 384.5 KiB (1,070 rows with the "
     )
     assert "table 'user' is the largest with 1,000 rows: raise min_count" in str(error.value)
 
@@ -101,7 +101,7 @@ def test_activations_of_a_batch_by_hand() -> None:
     several = Schema((replace_field(SCHEMA.fields[0], dim=4), *SCHEMA.fields[1:]))
     found = memory.of_training(build, several, SETTINGS)
     assert found.activations == 2 * 64 * 4 * (2 * (4 + 2 * 18) + 12)
-    assert found.row_bytes == {"user": 64, "item": 256}  # 12 and 54 floats in lines of 64 bytes
+    assert found.row_bytes == {"user": 64, "item": 224}  # 12 and 54 floats in units of 32 bytes
 
 
 def test_what_a_step_takes_is_about_what_was_said() -> None:
