@@ -92,12 +92,13 @@ def test_division_is_corrected_by_the_pctr_of_its_own_network(
     run, tables = Run.load(tmp_path / "run"), []
     for kept in (1.0, 0.1):
         write_predictions(run, synthetic_log.test, tmp_path / str(kept), kept=kept)
-        tables.append(parquet.read_table(tmp_path / str(kept)).to_pandas().astype(float))
+        table = parquet.read_table(tmp_path / str(kept))
+        tables.append({name: table[name].to_numpy().astype(float) for name in table.column_names})
     raw, corrected = tables
-    expected = raw.pctr / (raw.pctr + (1 - raw.pctr) / 0.1)
-    np.testing.assert_allclose(corrected.pctr, expected, rtol=1e-6)
-    np.testing.assert_allclose(corrected.pctcvr, expected * raw.pcvr, rtol=1e-5)
-    np.testing.assert_allclose(raw.pctcvr, raw.pctr * raw.pcvr, rtol=1e-5)
+    expected = raw["pctr"] / (raw["pctr"] + (1 - raw["pctr"]) / 0.1)
+    np.testing.assert_allclose(corrected["pctr"], expected, rtol=1e-6)
+    np.testing.assert_allclose(corrected["pctcvr"], expected * raw["pcvr"], rtol=1e-5)
+    np.testing.assert_allclose(raw["pctcvr"], raw["pctr"] * raw["pcvr"], rtol=1e-5)
 
 
 def test_nothing_half_written(
