@@ -23,7 +23,7 @@ from typing import Any
 
 import harness
 
-from esmm_fast.data.dataset import Dataset
+from esmm_fast.data.dataset import TOTALS, Dataset
 from esmm_fast.data.synth import IMPRESSIONS, synth
 
 _GIGABYTE_OF_TEXT = 2_170_000  # impressions whose two files together are 1 GB
@@ -70,14 +70,7 @@ def disk_rates(folder: Path, megabytes: int = 1024) -> dict[str, float]:
 def differences(made: dict[str, Any], info: dict[str, Any]) -> list[str]:
     """Returns each count of `info` that is not the generator's."""
     found = []
-    for name in (
-        "impressions",
-        "clicks",
-        "conversions",
-        "conversions_without_click",
-        "common_rows",
-        "common_rows_unused",
-    ):
+    for name in TOTALS:
         if made[name] != info[name]:
             found.append(f"{name}: generated {made[name]}, prepared {info[name]}")
     for field, counts in made["fields"].items():
@@ -143,12 +136,9 @@ def main() -> None:
     record["train_half"] = measured(options.folder, full, options.threads, options.keep)
     per_row = [record[name]["cpu_nanoseconds_per_row"] for name in ("one_gigabyte", "train_half")]
     record["cpu_per_row_over_one_gigabyte"] = per_row[1] / per_row[0]
-    text = json.dumps(record, indent=1)
-    print(text)
+    print(json.dumps(record, indent=1))
     if options.json:
-        path = harness.RESULTS / "full_half.json"
-        path.write_text(text + "\n")
-        print(f"written: {path}", file=sys.stderr)
+        harness.store("full_half", record)
     if wrong := record["train_half"]["differences_from_the_generator"]:
         sys.exit("counts differ from the generator's: " + "; ".join(wrong))
 

@@ -209,6 +209,13 @@ def record(benchmark: Any, comparison: Comparison, name: str) -> None:
         benchmark(comparison.calls[name])
 
 
+def store(name: str, content: Any) -> None:
+    """Writes bench/results/<name>.json, and says so beside what is printed for programs."""
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(content, indent=1, default=float) + "\n")
+    print(f"written: {path}", file=sys.stderr)
+
+
 def main(name: str, run: Callable[[argparse.Namespace], Sequence[Comparison]], **more: Any) -> None:
     """Runs a bench file from the command line: prints its table, and writes JSON where asked.
 
@@ -229,8 +236,4 @@ def main(name: str, run: Callable[[argparse.Namespace], Sequence[Comparison]], *
     comparisons = run(options)
     print(table(comparisons))
     if options.json:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{name}.json"
-        content = {"facts": start, "comparisons": [c.as_dict() for c in comparisons]}
-        path.write_text(json.dumps(content, indent=1) + "\n")
-        print(f"written: {path}")
+        store(name, {"facts": start, "comparisons": [c.as_dict() for c in comparisons]})

@@ -78,12 +78,9 @@ def main() -> None:
         tables = ["impressions.arrow", "common_rows.arrow", "counts.arrow"]
         _, wrong, absent = filecmp.cmpfiles(out, folder / "merged", tables, shallow=False)
         record["tables_that_differ"] = wrong + absent
-    text = json.dumps(record, indent=1)
-    print(text)
+    print(json.dumps(record, indent=1))
     if options.json:
-        path = harness.RESULTS / "shards.json"
-        path.write_text(text + "\n")
-        print(f"written: {path}", file=sys.stderr)
+        harness.store("shards", record)
     if record["tables_that_differ"]:
         sys.exit(f"not the single run's: {', '.join(record['tables_that_differ'])}")
 

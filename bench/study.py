@@ -8,7 +8,6 @@ their intervals hold both the seeds and the test set (`esmm_fast.comparison.inte
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -182,9 +181,7 @@ class Study:
         }
         print(markdown(content))
         if write:
-            path = harness.RESULTS / f"{self.name}.json"
-            path.write_text(json.dumps(content, indent=1, default=float) + "\n")
-            print(f"written: {path}")
+            harness.store(self.name, content)
         return content
 
 

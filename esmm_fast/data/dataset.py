@@ -28,6 +28,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Dataset", "DatasetError"]
 
+TOTALS = (
+    "impressions",
+    "clicks",
+    "conversions",
+    "conversions_without_click",
+    "common_rows",
+    "common_rows_unused",
+)
+"""What `info` counts over a whole dataset."""
+
 _DUMPED_TOGETHER: dict[Side, int] = {"common": 128, "impression": 4096}  # rows: 1 MB of text or so
 _DUMPED_AHEAD = 16  # pieces that wait to be written
 
@@ -231,15 +241,7 @@ class Dataset:
         Raises:
             DatasetError: `verify` found a file that is not what `prepare` wrote.
         """
-        names = (
-            "impressions",
-            "clicks",
-            "conversions",
-            "conversions_without_click",
-            "common_rows",
-            "common_rows_unused",
-        )
-        info: dict[str, Any] = {name: self.manifest[name] for name in names}
+        info: dict[str, Any] = {name: self.manifest[name] for name in TOTALS}
         info["bytes"] = sum(file["bytes"] for file in self.manifest["files"].values())
         for name in ("fields", "anomalies", "rejected", "promoted"):
             info[name] = self.manifest[name]
