@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,10 +27,11 @@ def _load(name: str) -> ctypes.CDLL:
 
 
 _torch = tuple(int(part) for part in torch.__version__.split(".")[:2])
-if not (2, 10) <= _torch < (2, 14):
-    warnings.warn(f"esmm_fast was tested with torch 2.10 to 2.13; this is {torch.__version__}")
+if not (2, 10) <= _torch < (2, 16):
+    warnings.warn(f"esmm_fast was tested with torch 2.10 to 2.15; this is {torch.__version__}")
 
 _cpu = _load("libesmm_fast_cpu.so")
+_libraries = [_cpu]
 _cpu.esmm_fast_isa.restype = _cpu.esmm_fast_isas.restype = ctypes.c_char_p
 
 cuda_unavailable: str | None = None
@@ -41,12 +43,42 @@ elif find("libesmm_fast_cuda.so") is None:
     cuda_unavailable = "esmm_fast was built without CUDA (ESMM_FAST_CUDA=ON needs nvcc)"
 else:
     try:
-        _load("libesmm_fast_cuda.so")
+        _libraries.append(_load("libesmm_fast_cuda.so"))
     except ImportError as error:
         cuda_unavailable = str(error)
+for _library in _libraries:
+    _library.esmm_fast_refused.restype = ctypes.c_char_p
 
 
 _OWN = "esmm_fast::"
+
+
+def _names() -> list[str]:
+    return sorted(n for n in torch._C._dispatch_get_all_op_names() if n.startswith(_OWN))
+
+
+def _raises_value_errors(op: Any) -> Any:
+    """Returns `op`, whose ValueErrors torch >= 2.14 hands to Python as RuntimeErrors."""
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return op(*args)
+        try:
+            return op(*args)
+        except RuntimeError as error:
+            if any(library.esmm_fast_refused() == str(error).encode() for library in _libraries):
+                raise ValueError(str(error)) from None
+            raise
+
+    return call if _torch >= (2, 14) else op
+
+
+operators: Any = SimpleNamespace()
+"""The operators of ``torch.ops.esmm_fast``, by name."""
+for _name in _names():
+    _op = getattr(torch.ops.esmm_fast, _name.removeprefix(_OWN)).default
+    setattr(operators, _name.removeprefix(_OWN), _raises_value_errors(_op))
+
 _implementations = torch.library.Library("esmm_fast", "IMPL")
 
 
@@ -87,7 +119,7 @@ def refuse_transforms(op: str, vmap: bool = True) -> None:
 def operators_fingerprint(sources: Iterable[Path]) -> str:
     """Returns a hash of the operators: their schemas, and the Python files of their autograd."""
     digest = hashlib.blake2b(digest_size=8)
-    for name in sorted(n for n in torch._C._dispatch_get_all_op_names() if _OWN in n):
+    for name in _names():
         schema = torch._C._get_schema(*(name.split(".") if "." in name else (name, "")))
         digest.update(str(schema).encode())
     for path in sorted(sources):

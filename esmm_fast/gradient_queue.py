@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _library as _library
+from ._library import operators
 
 
 @dataclass
@@ -51,11 +51,11 @@ class KeptGradient:
 
     def row_gradients(self) -> Tensor:
         """Returns the gradient of each touched row, [T, D]."""
-        return self._by_row(torch.ops.esmm_fast.pooled_embedding_row_gradients)
+        return self._by_row(operators.pooled_embedding_row_gradients)
 
     def squared_norm(self) -> float:
         """Returns the sum of the squares of `row_gradients()`, in float64."""
-        return float(self._by_row(torch.ops.esmm_fast.pooled_embedding_squared_norm))
+        return float(self._by_row(operators.pooled_embedding_squared_norm))
 
     def expect_finite(self) -> None:
         """Raises where a number of the gradient or of the weights is not finite."""
@@ -109,7 +109,7 @@ def merged(entries: list[KeptGradient]) -> KeptGradient:
         [torch.repeat_interleave(e.touched_rows, e.segment_ptr.diff()) for e in entries]
     )
     one_bag = rows.new_tensor([0, len(rows)])
-    _, touched, segment_ptr, order = torch.ops.esmm_fast.batch_plan(rows, one_bag, 2**31 - 1)
+    _, touched, segment_ptr, order = operators.batch_plan(rows, one_bag, 2**31 - 1)
     places = torch.cat(
         [e.occurrence_by_row + base for e, base in zip(entries, bases, strict=False)]
     )

@@ -9,16 +9,21 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "kernels/pooled_embedding.h"
 
 namespace esmm_fast {
+
+// What this thread last refused with std::invalid_argument.
+inline thread_local std::string refused;
 
 // Throws Error (std::invalid_argument is Python's ValueError, std::out_of_range its IndexError).
 template <typename Error, typename... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream text;
   ((text << parts), ...);
+  if constexpr (std::is_same_v<Error, std::invalid_argument>) refused = text.str();
   throw Error(text.str());
 }
 
@@ -131,3 +136,9 @@ inline void expect_vector(const torch::stable::Tensor& tensor, torch::headeronly
 }
 
 }  // namespace esmm_fast
+
+// What this thread last refused with std::invalid_argument, for esmm_fast/_library.py: from
+// torch 2.14 on a ValueError of an operator reaches Python as a RuntimeError.
+extern "C" __attribute__((visibility("default"), weak)) const char* esmm_fast_refused() {
+  return esmm_fast::refused.c_str();
+}

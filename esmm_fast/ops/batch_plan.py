@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._library import operators
 from ..plan import Plan
 
 _ANY_ROWS = 2**31 - 1  # num_rows where the caller names none: rows are int32
@@ -68,7 +69,7 @@ def batch_plan(
                 f"weights: expected the shape of rows, {list(rows.shape)}, got "
                 f"{list(weights.shape)}"
             )
-    bags, touched_rows, segment_ptr, occurrence_by_row = torch.ops.esmm_fast.batch_plan(
+    bags, touched_rows, segment_ptr, occurrence_by_row = operators.batch_plan(
         rows, offsets, _ANY_ROWS if num_rows is None else num_rows
     )
     return Plan(

@@ -5,9 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._library import bumps_version
-
-_ops = torch.ops.esmm_fast
+from .._library import bumps_version, operators
 
 
 @torch.library.register_fake("esmm_fast::biased_relu")
@@ -50,7 +48,7 @@ def biased_relu_(
     tensor([[1., 0.],
             [0., 1.]])
     """
-    _ops.biased_relu.default(x, bias, group)
+    operators.biased_relu(x, bias, group)
     return x
 
 
@@ -79,4 +77,4 @@ def biased_relu_gradient_(
     tensor([[10.,  0.],
             [30., 40.]])
     """
-    return _ops.biased_relu_gradient.default(grad, out, group, num_groups)
+    return operators.biased_relu_gradient(grad, out, group, num_groups)

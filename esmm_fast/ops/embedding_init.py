@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .._library import bumps_version
+from .._library import bumps_version, operators
 
 
 @torch.library.register_fake("esmm_fast::embedding_init")
@@ -38,4 +38,4 @@ def embedding_init(
     >>> torch.equal(a[1], b[0]), torch.equal(a[0], b[1])
     (True, False)
     """
-    torch.ops.esmm_fast.embedding_init(weight, feature_ids, key, std)
+    operators.embedding_init(weight, feature_ids, key, std)

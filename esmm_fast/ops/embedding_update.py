@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._library import bumps_version
+from .._library import bumps_version, operators
 from ..gradient_queue import KeptGradient
 
 RULES = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 2, "lazy_adam": 3}
@@ -78,7 +78,7 @@ def embedding_update(
             [ -5.5000, -11.0000],
             [ -5.0000, -10.0000]])
     """
-    torch.ops.esmm_fast.embedding_update(
+    operators.embedding_update(
         table,
         gradient.grad_common,
         gradient.grad_impression,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
+from .._library import operators
 from ..plan import Plan
 
 
@@ -112,7 +113,7 @@ def plan_parts(
     >>> second.rows.tolist(), second.offsets.tolist(), second.touched_rows.tolist()
     ([2, 1], [0, 1, 2], [1, 2])
     """
-    rows, source, offsets, bags, touched, segments, by_row, sizes = torch.ops.esmm_fast.plan_parts(
+    rows, source, offsets, bags, touched, segments, by_row, sizes = operators.plan_parts(
         plan.rows,
         plan.offsets,
         plan.segment_ptr,

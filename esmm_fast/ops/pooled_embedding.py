@@ -5,11 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._library import refuse_transforms
+from .._library import operators, refuse_transforms
 from ..gradient_queue import GradientQueue
 from ..plan import Plan
-
-_ops = torch.ops.esmm_fast
 
 
 @torch.library.register_fake("esmm_fast::pooled_embedding")
@@ -69,7 +67,7 @@ def _dense_gradient_on_device(
     occurrence_by_row: Tensor,
     num_rows: int,
 ) -> Tensor:
-    values = _ops.pooled_embedding_row_gradients(
+    values = operators.pooled_embedding_row_gradients(
         grad_common, grad_impression, weights, bag_of_occurrence, segment_ptr, occurrence_by_row
     )
     zeros = values.new_zeros(num_rows, values.shape[1])
@@ -132,10 +130,10 @@ def _backward(ctx: Any, grad_common: Tensor, grad_impression: Tensor) -> tuple[T
     grad_weight = grad_weights = None
     if ctx.needs_input_grad[3]:
         grads = grad_common.contiguous(), grad_impression.contiguous()
-        grad_weights = _ops.pooled_embedding_weights_gradient(*grads, weight, rows, bags)
+        grad_weights = operators.pooled_embedding_weights_gradient(*grads, weight, rows, bags)
     if ctx.needs_input_grad[0] and ctx.queue is not None:
         traced = torch.compiler.is_compiling() or type(grad_common) is not Tensor
-        _ops.pooled_embedding_keep_gradient(
+        operators.pooled_embedding_keep_gradient(
             ctx.queue,
             grad_common,
             grad_impression,
@@ -149,7 +147,9 @@ def _backward(ctx: Any, grad_common: Tensor, grad_impression: Tensor) -> tuple[T
     elif ctx.needs_input_grad[0]:
         grads = grad_common.contiguous(), grad_impression.contiguous()
         if ctx.sparse:
-            values = _ops.pooled_embedding_row_gradients(*grads, weights, bags, segments, by_row)
+            values = operators.pooled_embedding_row_gradients(
+                *grads, weights, bags, segments, by_row
+            )
             grad_weight = torch.sparse_coo_tensor(
                 touched.long().unsqueeze(0),
                 values,
@@ -158,7 +158,7 @@ def _backward(ctx: Any, grad_common: Tensor, grad_impression: Tensor) -> tuple[T
                 check_invariants=False,
             )
         else:
-            grad_weight = _ops.pooled_embedding_dense_gradient(
+            grad_weight = operators.pooled_embedding_dense_gradient(
                 *grads, weights, bags, touched, segments, by_row, ctx.shape[0]
             )
     return grad_weight, None, None, grad_weights, *([None] * 8)
@@ -224,7 +224,7 @@ def pooled_embedding(
     weights = plan.weights
     if weights is not None and weights.dtype != weight.dtype:
         weights = weights.to(weight.dtype)
-    return _ops.pooled_embedding(
+    return operators.pooled_embedding(
         weight,
         plan.rows,
         plan.offsets,
@@ -257,7 +257,7 @@ class _EmbeddingBag(torch.autograd.Function):
         ctx.save_for_backward(weight if ctx.needs_input_grad[3] else None, rows, offsets, weights)
         ctx.mean, ctx.sparse, ctx.shape = mean, sparse, weight.shape
         none = rows.new_empty(0, dtype=torch.int32)  # of the plan: the forward pass reads none
-        _, out = _ops.pooled_embedding(
+        _, out = operators.pooled_embedding(
             weight, rows, offsets, weights, none, none, none, none, None, 0, mean, sparse
         )
         return out
@@ -270,18 +270,18 @@ class _EmbeddingBag(torch.autograd.Function):
         grad = grad.contiguous()
         grad_weight = grad_weights = None
         if ctx.needs_input_grad[0] and ctx.sparse:
-            values = _ops.pooled_embedding_by_occurrence(grad, offsets, weights, len(rows))
+            values = operators.pooled_embedding_by_occurrence(grad, offsets, weights, len(rows))
             grad_weight = torch.sparse_coo_tensor(
                 rows.unsqueeze(0).long(), values, ctx.shape, check_invariants=False
             )
         if (ctx.needs_input_grad[0] and not ctx.sparse) or ctx.needs_input_grad[3]:
-            bags, touched, segments, by_row = _ops.batch_plan(rows, offsets, ctx.shape[0])
+            bags, touched, segments, by_row = operators.batch_plan(rows, offsets, ctx.shape[0])
             if ctx.needs_input_grad[0] and not ctx.sparse:
-                grad_weight = _ops.pooled_embedding_dense_gradient(
+                grad_weight = operators.pooled_embedding_dense_gradient(
                     grad[:0], grad, weights, bags, touched, segments, by_row, ctx.shape[0]
                 )
             if ctx.needs_input_grad[3]:
-                grad_weights = _ops.pooled_embedding_weights_gradient(
+                grad_weights = operators.pooled_embedding_weights_gradient(
                     grad[:0], grad, weight, rows.int(), bags
                 )
         return grad_weight, None, None, grad_weights, None, None

@@ -6,15 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _library
-
-_ops = torch.ops.esmm_fast
+from .._library import has_tiles as _has_tiles
+from .._library import operators
 
 
 def has_tiles() -> bool:
     """Whether `tile_towers` runs here: the processor has matrix tiles for bfloat16 (AMX), the
     library was built with them, and `set_isa` has not forced another instruction set."""
-    return _library.has_tiles()
+    return _has_tiles()
 
 
 def tile_towers(
@@ -44,7 +43,7 @@ def tile_towers(
         IndexError: ``group[3] = 7 is outside the 5 rows of common``.
         ValueError: Shapes and dtypes, by name; a processor without matrix tiles.
     """
-    return _ops.tile_towers.default(common, impression, group, list(parameters), list(layers))
+    return operators.tile_towers(common, impression, group, list(parameters), list(layers))
 
 
 def tile_towers_gradient(
@@ -74,7 +73,7 @@ def tile_towers_gradient(
         wants_impression: False leaves the second one out, [0, in_impression].
     """
     wants = wants_common, wants_impression
-    return _ops.tile_towers_gradient.default(
+    return operators.tile_towers_gradient(
         grad_logits, saved, group, common_rows, in_common, list(parameters), list(layers), *wants
     )
 
