@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esmm_fast import ops, reference, set_isa
-from esmm_fast._library import isa
+from esmm_fast._library import isa, operators
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -145,7 +145,7 @@ def test_errors_name_the_argument_and_write_nothing():
     x, bias, group, grad = random_case(4, 3, 2)
     before = x.clone(), grad.clone()
     bad = torch.tensor([0, 1, 0, 2], dtype=torch.int32)
-    relu, gradient = torch.ops.esmm_fast.biased_relu, torch.ops.esmm_fast.biased_relu_gradient
+    relu, gradient = operators.biased_relu, operators.biased_relu_gradient
     for call, error, message in [
         (lambda: relu(x, bias, bad), IndexError, r"group\[3\] = 2 is outside the 2 rows of bias"),
         (lambda: gradient(grad, x, bad, 2), IndexError, r"group\[3\] = 2 is outside the 2 rows"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.library import opcheck
 
 from esmm_fast import EmbeddingBag, ops, set_isa
-from esmm_fast._library import isa
+from esmm_fast._library import isa, operators
 
 
 def pair(rows: int = 40, dim: int = 18, **options: Any) -> tuple[EmbeddingBag, nn.EmbeddingBag]:
@@ -125,8 +125,8 @@ def test_compiles() -> None:
 
 def test_opcheck_of_the_gradient_by_occurrence() -> None:
     _, offsets, weights = bags([3, 0, 4])
-    op = torch.ops.esmm_fast.pooled_embedding_by_occurrence
-    opcheck(op.default, (torch.rand(3, 5), offsets, weights, 7))
+    op = operators.pooled_embedding_by_occurrence
+    opcheck(torch.ops.esmm_fast.pooled_embedding_by_occurrence, (torch.rand(3, 5), offsets, weights, 7))
     with pytest.raises(ValueError, match=r"offsets: expected shape \[3\], got \[4\]"):
         op(torch.rand(2, 5), offsets, weights, 7)
     with pytest.raises(ValueError, match=r"weights: expected shape \[7\], got \[2\]"):
