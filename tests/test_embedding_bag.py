@@ -126,7 +126,8 @@ def test_compiles() -> None:
 def test_opcheck_of_the_gradient_by_occurrence() -> None:
     _, offsets, weights = bags([3, 0, 4])
     op = operators.pooled_embedding_by_occurrence
-    opcheck(torch.ops.esmm_fast.pooled_embedding_by_occurrence, (torch.rand(3, 5), offsets, weights, 7))
+    arguments = torch.rand(3, 5), offsets, weights, 7
+    opcheck(torch.ops.esmm_fast.pooled_embedding_by_occurrence, arguments)
     with pytest.raises(ValueError, match=r"offsets: expected shape \[3\], got \[4\]"):
         op(torch.rand(2, 5), offsets, weights, 7)
     with pytest.raises(ValueError, match=r"weights: expected shape \[7\], got \[2\]"):
