@@ -30,6 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "every impression by itself (g = 1)": {"group_limit": 1},
     "bfloat16 towers": {"precision": "bfloat16"},
     "min-count 1": {"min_count": 1},
+    "min-count 2": {"min_count": 2},
     "min-count 10": {"min_count": 10},
     "row of unknown ids 0 in the test": {"known_alone": True},
     "min-count 1, row of unknown ids 0 in the test": {"min_count": 1, "known_alone": True},

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from esmm_fast import Dataset, prepare
 from esmm_fast.comparison.intervals import auc_error, paired_difference
 from esmm_fast.comparison.records import Records
+from esmm_fast.config import settings_before
 from esmm_fast.data.synth import synth
 from esmm_fast.evaluation import Predictions, Truth, task_metrics
 from esmm_fast.samplers import common_rows_of
@@ -84,7 +85,7 @@ class Study:
     def __init__(self, name: str, log: Log, plan: Mapping[str, Any], out: Path) -> None:
         self.name, self.log = name, log
         self.plan = {"study": name, "log": log.parameters, **plan}
-        self.records = Records(out, self.plan)
+        self.records = Records(out, self.plan, before={"settings": settings_before()})
         self.labels, self.clusters = log.test.labels(), common_rows_of(log.test)
         self.runs: dict[str, list[dict[str, Any]]] = {}
 

@@ -38,8 +38,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """Widths of the hidden layers of a tower."""
     init_std: float = 0.01
     """Standard deviation of the tables' normal initialization."""
-    min_count: int = 1
-    """Occurrences in the training set from which a feature id gets a row of its own."""
+    min_count: int = 5
+    """Occurrences in the training set from which a feature id gets a row of its own. At 1 no
+    training impression has an unknown id: their row is never trained, and a new id adds noise."""
     batch_size: int = 1024
     """Impressions per step."""
     group_limit: int | None = None
@@ -100,13 +101,13 @@ def settings_before() -> dict[str, Any]:
     """Returns what each setting stood for before it could be set.
 
     A comparison that an earlier version began lacks the settings that came later. They all came
-    with a default that left things as they were; one whose default changed afterwards is to stand
-    here with its first.
+    with a default that left things as they were; one whose default changed afterwards stands here
+    with its first.
 
-    >>> settings_before()["schedule"]
-    'constant'
+    >>> settings_before()["min_count"]
+    1
     """
-    found: dict[str, Any] = msgspec.to_builtins(Settings())
+    found: dict[str, Any] = msgspec.to_builtins(Settings(min_count=1))
     return found
 
 

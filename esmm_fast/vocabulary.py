@@ -113,7 +113,9 @@ class Vocabulary:
         Args:
             dataset: The dataset, or a view of one.
             min_count: Ids that occur less often have no row of their own. Since rows go by
-                descending count, a higher `min_count` gives a prefix of each table.
+                descending count, a higher `min_count` gives a prefix of each table. Runs take 5 by
+                default: at 1 the row of unknown ids meets no training impression, stays at its
+                random start, and a new id later adds that.
             schema: Whose fields and tables; None: the dataset's own.
             selected: Count the selected impressions of a view and the common rows they use, each
                 once, instead of the whole dataset (which needs no reading: its counts are stored).

@@ -23,7 +23,7 @@ from esmm_fast.run.run import Run
 pytest_plugins = ("synthetic_log",)
 
 TRAIN = ["--method", "chain", "--batch-size", "128", "--hidden", "16", "--epochs", "2"]
-TRAIN += ["--dim", "4", "--lr", "1e-2"]
+TRAIN += ["--dim", "4", "--lr", "1e-2", "--min-count", "1"]
 
 
 @pytest.fixture(scope="module")
